@@ -1,0 +1,1 @@
+"""Complexity, accuracy and latency, and the report that joins them."""

@@ -1,0 +1,1 @@
+"""Back ends, one file each, behind the contract of ``runtime.engines.contract``."""
