@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,14 @@ def depthwise(width: int, kernel: int, *, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=width)
 
 
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32, or float64 if it is: what half precision must not be summed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def global_mean(x: Tensor) -> Tensor:
-    """Mean over height and width, (N, C, 1, 1), in float32: a half-precision sum over a frame overflows."""
-    return x.float().mean(dim=(2, 3), keepdim=True).to(x.dtype)
+    """Mean over height and width, (N, C, 1, 1), at least in float32: a half-precision sum over a frame overflows."""
+    return widened(x).mean(dim=(2, 3), keepdim=True).to(x.dtype)
 
 
 class BlueprintConv(nn.Module):
@@ -66,6 +71,28 @@ class Distillation(nn.Module):
             x = F.gelu(refine(x) + x if self.residual else refine(x))  # (N, C, H, W)
         kept.append(F.gelu(self.c4(x)))
         return self.c5(torch.cat(kept, dim=1))  # 2C -> C
+
+
+class DistillationTrunk(nn.Module):
+    """What BSRN and LKDN have in common: blocks in a row on four copies of the image, all of them fused."""
+
+    def __init__(self, width: int, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.copies = 4  # of the image, on the channel axis; folding makes it 1
+        self.fea_conv = BlueprintConv(3 * self.copies, width)
+        self.block_names = [f"B{k}" for k in range(1, len(blocks) + 1)]
+        for name, block in zip(self.block_names, blocks, strict=True):
+            self.add_module(name, block)
+        self.c1 = nn.Conv2d(len(blocks) * width, width, 1)
+        self.c2 = BlueprintConv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shallow = self.fea_conv(torch.cat([x] * self.copies, dim=1))  # 12 -> (N, C, H, W)
+        h, stages = shallow, []
+        for name in self.block_names:
+            h = self.get_submodule(name)(h)
+            stages.append(h)
+        return self.c2(F.gelu(self.c1(torch.cat(stages, dim=1)))) + shallow  # nC -> C
 
 
 class PooledAttention(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from model.blocks import global_mean
+from model.blocks import DistillationTrunk, global_mean
 from model.bsrn import Bsrn
 from model.gmin import Gmim, Gmin, SpatialAdaptiveUnit
 from model.lkdn import Lkdn
@@ -73,7 +73,7 @@ def fold_gmin(model: Gmin) -> None:
     model.output_offset = 0.0
 
 
-def fold_input_copies(model: Lkdn | Bsrn) -> None:
+def fold_input_copies(model: DistillationTrunk) -> None:
     """Let the first 1×1 convolution read the image once, with the sum of its weights for the copies, in place."""
     first = model.fea_conv.pw
     weight = first.weight.double().unflatten(1, (model.copies, 3)).sum(dim=1)  # (C, 3, 1, 1)

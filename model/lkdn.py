@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from model.blocks import BlueprintConv, Distillation, conv3x3, depthwise
+from model.blocks import Distillation, DistillationTrunk, conv3x3, depthwise, widened
 
 
 class LargeKernelAttention(nn.Module):
@@ -43,7 +42,8 @@ class PixelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # In float32 even in a float16 network: rescaling makes the eps too small for less.
-        deviation = x.float() - x.float().mean(dim=1, keepdim=True)  # (N, C, H, W)
+        wide = widened(x)  # (N, C, H, W)
+        deviation = wide - wide.mean(dim=1, keepdim=True)
         variance = deviation.square().mean(dim=1, keepdim=True)  # (N, 1, H, W), biased
         normal = (deviation / (variance + self.eps).sqrt()).to(x.dtype)
         return normal * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
@@ -63,26 +63,14 @@ class Block(Distillation):
         return self.pixel_norm(self.c6(self.atten(z))) + x
 
 
-class Lkdn(nn.Module):
+class Lkdn(DistillationTrunk):
     """LKDN: (N, 3, H, W) float RGB in [0, 1] to (N, 3, scale·H, scale·W), unclamped; any H, W of at least 1."""
 
     def __init__(self, scale: int = 4, *, width: int = 56, blocks: int = 8) -> None:
-        super().__init__()
+        super().__init__(width, [Block(width) for _ in range(blocks)])
         self.scale = scale
-        self.copies = 4  # of the image, on the channel axis; folding makes it 1
-        self.fea_conv = BlueprintConv(3 * self.copies, width)
-        self.block_names = [f"B{k}" for k in range(1, blocks + 1)]
-        for name in self.block_names:
-            self.add_module(name, Block(width))
-        self.c1 = nn.Conv2d(blocks * width, width, 1)
-        self.c2 = BlueprintConv(width, width)
         self.upsampler = nn.Sequential(conv3x3(width, 3 * scale * scale), nn.PixelShuffle(scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        shallow = self.fea_conv(torch.cat([x] * self.copies, dim=1))  # 12 -> (N, C, H, W)
-        h, stages = shallow, []
-        for name in self.block_names:
-            h = self.get_submodule(name)(h)
-            stages.append(h)
-        deep = self.c2(F.gelu(self.c1(torch.cat(stages, dim=1))))  # 8C -> C
-        return self.upsampler(deep + shallow)  # (N, 3, sH, sW)
+        deep = super().forward(x)  # 8 blocks, fused, plus the shallow features: (N, C, H, W)
+        return self.upsampler(deep)  # (N, 3, sH, sW)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from model.blocks import conv3x3, depthwise
+from model.blocks import conv3x3, depthwise, global_mean, widened
 
 _POOLING = 8
 _LONGEST_BIN = 2 * _POOLING - 1  # a bin covers 15 pixels where the side is 15, and fewer on longer sides
@@ -108,10 +108,11 @@ def unit_pixels(x: Tensor) -> Tensor:
 
 
 def frame_variance(x: Tensor) -> Tensor:
-    """Unbiased variance over height and width, (N, C, 1, 1), as a mean in float32: half-precision sums overflow."""
+    """Unbiased variance over height and width, (N, C, 1, 1), from means: their sums overflow half precision."""
     pixels = x.shape[2] * x.shape[3]
-    deviation = x.float() - x.float().mean(dim=(2, 3), keepdim=True)
-    return (deviation.square().mean(dim=(2, 3), keepdim=True) * (pixels / (pixels - 1))).to(x.dtype)
+    wide = widened(x)
+    biased = global_mean((wide - global_mean(wide)).square())
+    return (biased * (pixels / (pixels - 1))).to(x.dtype)
 
 
 def pool_to_eighth(x: Tensor, dim: int) -> Tensor:
