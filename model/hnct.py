@@ -113,7 +113,7 @@ class SwinPart(nn.Module):
         t = self.patch_embed.norm(t)
         for layer in self.blocks:
             t = layer(t)
-        return t.narrow(1, 0, height).narrow(2, 0, columns).permute(0, 3, 1, 2).contiguous()
+        return crop(crop(t, height, 1), columns, 2).permute(0, 3, 1, 2).contiguous()
 
 
 class Transformer(nn.Module):
@@ -177,6 +177,15 @@ def pad_to_windows(x: Tensor, dim: int) -> Tensor:
     padded = (length + WINDOW - 1) // WINDOW * WINDOW
     last = length - 1
     return x.index_select(dim, last - (last - torch.arange(padded, device=x.device)).abs())
+
+
+def crop(x: Tensor, length: int, dim: int) -> Tensor:
+    """The first ``length`` positions of one axis.
+
+    By index, not as a slice: the exporter cannot prove that the padded axis is long enough, and rather than say so
+    narrows the graph to sizes with the example's remainder by 8.
+    """
+    return x.index_select(dim, torch.arange(length, device=x.device))
 
 
 def to_windows(x: Tensor, rows: int, columns: int) -> Tensor:
