@@ -1,8 +1,8 @@
-"""``gmin export | quantize | lint | upscale | accuracy | complexity``: every script as a sub-command of one command."""
+"""Every script as a sub-command: ``gmin export | quantize | lint | upscale | accuracy | complexity | latency``."""
 
 from __future__ import annotations
 
-from benchmarks import accuracy, complexity
+from benchmarks import accuracy, complexity, latency
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
@@ -15,6 +15,7 @@ app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
 app.command("accuracy")(accuracy.main)
 app.command("complexity")(complexity.main)
+app.command("latency")(latency.main)
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ class Size:
 
 PAPER_OUTPUT = Size(1280, 720)
 """The output for which papers count multiply-accumulates."""
+RANDOM = "random weights"
+"""What a network is called that is timed without its weights, on which time does not depend."""
 LATENCY_INPUT = Size(320, 180)
 """The input that gives that output at x4."""
 
