@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,6 +13,8 @@ from model.registry import names
 from runtime.engines.contract import Batch, Engine, EngineInfo
 from runtime.engines.opening import open_engine, split_prefix
 from runtime.errors import UserError
+
+CHECKPOINTS = {".safetensors", ".pth"}
 
 
 class BicubicEngine:
@@ -44,7 +47,7 @@ class BicubicEngine:
 
 
 def open_any(spec: str, scale: int, *, threads: int | None = None) -> Engine:
-    """Open an ENGINE of the command contract: a file, a registered network (PyTorch), or ``bicubic``.
+    """Open an ENGINE of the command contract: a model file, a registered network or a checkpoint (PyTorch), bicubic.
 
     Raises:
         UserError: it cannot be opened, or its scale is not ``scale``.
@@ -53,7 +56,7 @@ def open_any(spec: str, scale: int, *, threads: int | None = None) -> Engine:
     engine: Engine
     if name == "bicubic":
         engine = BicubicEngine(scale)
-    elif prefix == "torch" or (prefix is None and name in names()):
+    elif prefix == "torch" or (prefix is None and (name in names() or Path(name).suffix.lower() in CHECKPOINTS)):
         from model.engine import TorchEngine
 
         engine = TorchEngine(name, threads=threads)

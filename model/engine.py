@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from data.assets import located
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, read_state, recorded_name
 from model.registry import create, describe
 from runtime.engines.contract import Batch, EngineInfo
+from runtime.errors import UserError
 
 _OURS = Path(__file__).with_name("weights")
 
@@ -20,8 +21,6 @@ def weights_path(name: str) -> Path:
     Raises:
         UserError: there are none, or they are neither on the disk nor to be fetched.
     """
-    from runtime.errors import UserError
-
     network = describe(name)
     if network.weights is None:
         raise UserError(f"No weights of {name} are released; train them, or export a checkpoint with --ckpt.")
@@ -31,24 +30,36 @@ def weights_path(name: str) -> Path:
 
 
 class TorchEngine:
-    """A registered network with its released weights, eager FP32, on the CPU or CUDA."""
+    """A registered network, eager FP32, on the CPU or CUDA."""
 
     info: EngineInfo
 
     def __init__(self, name: str, *, device: str = "auto", threads: int | None = None) -> None:
-        """Build network ``name`` and load its weights.
+        """Build a network and load its weights.
+
+        Args:
+            name: a registered name, with its released weights; or a checkpoint that records its network's name.
+            device: "cpu", "cuda", or "auto" for CUDA where it is present.
+            threads: threads of PyTorch, for the whole process.
 
         Raises:
-            UserError: unknown name, missing weights, or no such device.
+            UserError: unknown name, missing or unfitting weights, or a checkpoint that does not say its network.
         """
+        spec, path = name, None
+        if Path(spec).suffix:
+            path = Path(spec)
+            name = recorded_name(path) or ""
+            if not name:
+                read_state(path)  # a missing or broken file is the better message
+                raise UserError(f"{path} does not say which network it is; export it with --model first.")
         network = describe(name)
         if threads:
             torch.set_num_threads(threads)
         wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(wanted)
-        self._model = load_checkpoint(create(name), weights_path(name)).to(self._device)
+        self._model = load_checkpoint(create(name), path or weights_path(name)).to(self._device)
         self.info = EngineInfo(
-            engine=name,
+            engine=spec,
             backend=f"PyTorch {torch.__version__}",
             device=wanted,
             scale=network.scale,

@@ -47,6 +47,8 @@ def ramps(starts: tuple[int, ...], size: int, scale: int) -> list[NDArray[np.flo
     weights = [np.ones(size * scale, np.float32) for _ in starts]
     for i in range(len(starts) - 1):
         shared = (starts[i] + size - starts[i + 1]) * scale
+        if not shared:  # [-0:] would be the whole tile
+            continue
         unused = int(shared * DISCARD / 2)
         rise = np.zeros(shared, np.float32)
         blended = shared - 2 * unused
