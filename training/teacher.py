@@ -7,6 +7,7 @@ target than a single pass, and costs nothing while training.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from data.metrics import to_uint8
 from model.checkpoint import load_checkpoint
+from model.registry import Network
 from runtime.errors import UserError
 from training.samples import TrainingImage, content_name, turned, turned_back, write_array
 
@@ -62,12 +64,24 @@ def with_targets(images: Iterable[TrainingImage], teacher: str, *, cache: Path) 
         yield dataclasses.replace(image, target=target)
 
 
+def _weights_file(network: Network) -> Path:
+    if network.weights is None:
+        raise UserError(f"{network.name} has no released weights and cannot teach.")
+    ours = Path(__file__).parents[1] / "model" / "weights" / network.weights
+    root = os.environ.get("GMIN_DATA")
+    theirs = Path(root) / "weights" / network.weights if root else ours
+    path = ours if ours.is_file() else theirs
+    if not path.is_file():
+        raise UserError(f"The weights {network.weights} of {network.name} are not in the folder weights of GMIN_DATA.")
+    return path
+
+
 def _teacher(name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     from model.registry import create, describe
 
     network = describe(name)
     model = create(name)
-    load_checkpoint(model, weights_file(network))
+    load_checkpoint(model, _weights_file(network))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()

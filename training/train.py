@@ -54,6 +54,10 @@ def main(
     seed: Annotated[Whole, typer.Option(help="Of the crops and of fresh weights.")] = None,
     precision: Annotated[Text, typer.Option(help="fp32 or bf16.")] = None,
     compile_: Annotated[Optional[bool], typer.Option("--compile/--no-compile", help="torch.compile.")] = None,  # noqa: UP045
+    fast_depthwise: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--fast-depthwise/--no-fast-depthwise", help="Compiled depth-wise kernels, for CPUs."),
+    ] = None,
     threads: Annotated[Whole, typer.Option(help="CPU threads of each process.")] = None,
     log_every: Annotated[Whole, typer.Option(help="Steps between log lines.")] = None,
     validate_every: Annotated[Whole, typer.Option(help="Steps between scores on held-out images.")] = None,
@@ -153,6 +157,10 @@ def train_from(
     if process.first and not quiet:
         pixels = sum(image.hr.shape[0] * image.hr.shape[1] for image in images)
         typer.echo(f"{len(images)} images, {pixels / 1e6:.0f} Mpx; {len(validation)} held out.")
+    if options.fast_depthwise:
+        from training.depthwise import with_fast_depthwise
+
+        with_fast_depthwise(module)
     result = train(
         module,
         options,
