@@ -38,9 +38,9 @@ def _along_axis(image: NDArray[np.generic], scale: float, axis: int) -> NDArray[
     weights, indices = _contributions(image.shape[axis], math.ceil(scale * image.shape[axis]), scale)
     shape = [1] * image.ndim
     shape[axis] = -1
-    total = np.zeros((), np.float64)
+    total: NDArray[np.float64] = np.zeros(1)
     for tap in range(weights.shape[1]):
-        total = total + weights[:, tap].reshape(shape) * image.take(indices[:, tap], axis=axis)
+        total = total + weights[:, tap].reshape(shape) * image.take(indices[:, tap], axis=axis).astype(np.float64)
     if image.dtype == np.uint8:
         return np.floor(total + 0.5).clip(0, 255).astype(np.uint8)
     return total.astype(image.dtype)

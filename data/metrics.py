@@ -18,11 +18,6 @@ PROTOCOL = (
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 
-def to_uint8(image: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Clamp [0, 1] floats, scale to 255 and round half to even; any shape."""
-    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
-
-
 def luma(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(H, W, 3) uint8 RGB to (H, W) float64 studio luma in [16, 235]."""
     return rgb @ _LUMA + 16

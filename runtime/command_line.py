@@ -1,20 +1,79 @@
-"""How every script ends: the user's mistakes as one sentence and exit code 2."""
+"""What every script shares: one way to start, to fail and to print JSON."""
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from runtime.errors import UserError
+from runtime.files import atomic_write
 
-if TYPE_CHECKING:
-    import typer
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON to FILE, or - for stdout.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def new_app(summary: str) -> typer.Typer:
+    """A command line without completion installers and without decorated tracebacks."""
+    return typer.Typer(help=summary, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def run(app: typer.Typer) -> None:
-    """Run a script's command line and exit."""
+    """Run a script and exit: 0 done, 2 the user's mistake, 3 done in part, 130 interrupted, 1 our fault."""
     try:
         app()
     except UserError as error:
-        print(error, file=sys.stderr)  # noqa: T201 -- this is where messages to the user go
+        typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+def say(text: str, *, quiet: bool = False, json_target: str | None = None) -> None:
+    """Print for a person; to stderr where stdout carries JSON, nowhere with ``quiet``."""
+    if not quiet:
+        typer.echo(text, err=json_target == "-")
+
+
+def write_json(payload: Mapping[str, Any], target: str | None) -> None:
+    """Write a result to a file, to stdout ("-"), or nowhere (None)."""
+    if target is None:
+        return
+    text = json.dumps(payload, indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        typer.echo(text, nl=False)
+        return
+    with atomic_write(Path(target)) as stream:
+        stream.write(text.encode())
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of one shape as an aligned plain-text table; numbers to the right."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    cells = [[_cell(row.get(head)) for head in heads] for row in rows]
+    widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
+    numeric = [all(isinstance(row.get(head), int | float) or row.get(head) is None for row in rows) for head in heads]
+
+    def line(values: list[str]) -> str:
+        padded = [
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(heads), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

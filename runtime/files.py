@@ -13,35 +13,40 @@ from runtime.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream that becomes ``path`` only when the block ends without an error.
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, of the same ending, that replaces it when the block ends without an error.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and replace ``path`` in one step; on
-    an error nothing is left and an older file stays as it was.
+    What was written is flushed to the disk first; on an error nothing is left and an older file stays as it was.
 
     Raises:
-        UserError: the folder does not exist or cannot be written to.
+        UserError: the folder does not exist, or the file cannot be written.
     """
-    path = Path(path)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".part{path.suffix}")
     except OSError as error:
         raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
+    os.close(handle)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is right for secrets, not for results
+        yield temporary
         try:
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is right for secrets, not for results
             temporary.replace(path)
         except OSError as error:
             raise UserError(f"Cannot write {path}: {_reason(error)}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream that becomes ``path`` only when the block ends without an error (see ``replacing``)."""
+    with replacing(Path(path)) as temporary, temporary.open("wb") as stream:
+        yield stream
 
 
 def check_writable(path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Reading an FP32 graph and finding in it what quantization needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from runtime.errors import UserError
+
+_PASSIVE = {"DepthToSpace", "Clip", "Add", "Identity", "Reshape", "Transpose", "Cast"}
+"""Operations that may stand between the last convolution and the picture."""
+
+
+def read_onnx(path: Path) -> ModelProto:
+    """Read an ONNX file, without external data, and check it.
+
+    Raises:
+        UserError: missing, empty, broken, or keeping weights in other files.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no model at {path}.")
+    if path.stat().st_size == 0:
+        raise UserError(f"The model {path} is empty (0 bytes).")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own kinds
+        raise UserError(f"{path} is not an ONNX file.") from error
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise UserError(f"{path} keeps weights in other files, which is refused: save it as one file.")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a valid ONNX graph: {str(error).strip().splitlines()[0]}") from error
+    return model
+
+
+def check_quantizable(model: ModelProto, path: Path) -> None:
+    """Refuse what is no FP32 super-resolution network with named nodes; give names where there are none.
+
+    Raises:
+        UserError: the graph is quantized already, has no convolution, or not one float input and one output.
+    """
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1 or len(graph.output) != 1 or not convolutions(model):
+        raise UserError(f"{path} is no super-resolution network: it has not one input, one output and convolutions.")
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node):
+        raise UserError(f"{path} is quantized already; give the FP32 file.")
+    shape = inputs[0].type.tensor_type
+    if shape.elem_type != TensorProto.FLOAT or len(shape.shape.dim) != 4 or shape.shape.dim[1].dim_value != 3:
+        raise UserError(f"{path} is no super-resolution network: its input is not float pictures of N x 3 x H x W.")
+    for i, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{i}"
+
+
+def convolutions(model: ModelProto) -> list[NodeProto]:
+    """The ``Conv`` nodes whose weights are constants, in order."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants]
+
+
+def tail(model: ModelProto) -> list[NodeProto]:
+    """The convolutions whose result reaches the output through nothing but a shuffle, a sum or a clip."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found, queue = [], [output.name for output in model.graph.output]
+    while queue:
+        node = producers.get(queue.pop())
+        if node is None:
+            continue
+        if node.op_type == "Conv":
+            found.append(node)
+        elif node.op_type in _PASSIVE:
+            queue.extend(node.input)
+    return found
+
+
+def float_tensors(model: ModelProto) -> set[str]:
+    """Names of all activations that are FP32, the input included."""
+    graph = model.graph
+    typed = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    constants = {tensor.name for tensor in graph.initializer}
+    return {name for name, kind in typed.items() if kind == TensorProto.FLOAT and name not in constants}

@@ -1,0 +1,42 @@
+"""Rewrites of the FP32 graph before it is quantized. Each is exact, or says by how much it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+
+LEVEL = np.float32(1 / 255)
+"""Distance of two levels of an 8-bit picture on [0, 1]."""
+CENTRE = np.float32(128 / 255)
+
+
+def centre_input_on_levels(model: ModelProto) -> str | None:
+    """Let the network subtract 128/255 instead of 0.5, so that 8 bits hold its input without any error.
+
+    The levels of a picture are k/255; minus 0.5 they fall between the levels of a quantizer whose zero is exact, minus
+    128/255 they are (k − 128)/255. The first convolution's bias takes up the difference of 0.5/255, which is exact but
+    for the zero padding: there the output of that convolution moves by at most 0.002 of its border weights' sum.
+
+    Changes ``model`` in place.
+
+    Returns:
+        The name of the centred tensor, whose levels are multiples of 1/255, or None where the graph does not begin
+        with input − 0.5 and a convolution.
+    """
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    first = next((n for n in graph.node if graph.input[0].name in n.input), None)
+    if first is None or first.op_type != "Sub" or first.input[1] not in initializers:
+        return None
+    centre = numpy_helper.to_array(initializers[first.input[1]])
+    readers = [n for n in graph.node if first.output[0] in n.input]
+    if centre.size != 1 or centre.item() != 0.5 or [n.op_type for n in readers] != ["Conv"]:
+        return None
+    weight, bias = (initializers[name] for name in readers[0].input[1:3])
+    gain = numpy_helper.to_array(weight).astype(np.float64).sum(axis=(1, 2, 3))
+    moved = numpy_helper.to_array(bias) + gain * (float(CENTRE) - 0.5)
+    bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias.name))
+    shift = numpy_helper.from_array(np.full(centre.shape, CENTRE, np.float32), f"{first.output[0]}_centre")
+    graph.initializer.append(shift)
+    first.input[1] = shift.name
+    return str(first.output[0])

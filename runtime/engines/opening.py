@@ -1,0 +1,104 @@
+"""From what a user writes (``gmin_x4.onnx``, ``openvino:gmin_x4.onnx``, ``gmin_x4``) to an open engine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.engines.contract import Engine
+from runtime.errors import UserError
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+DEFAULT_MODEL = "gmin_x4"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run files of some kinds. ``opener`` is ``module:attribute``, imported only when used."""
+
+    opener: str
+    library: str
+    """Module that must be importable."""
+    suffixes: tuple[str, ...]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+BACKENDS: dict[str, Backend] = {
+    "ort": Backend("runtime.engines.ort:OrtEngine", "onnxruntime", (".onnx",)),
+    "openvino": Backend("runtime.engines.openvino:OpenVinoEngine", "openvino", (".onnx", ".xml")),
+    "openvino-bf16": Backend(
+        "runtime.engines.openvino:OpenVinoEngine", "openvino", (".onnx", ".xml"), (("precision", "bf16"),)
+    ),
+}
+"""Back ends by prefix, in the order in which they are tried for a file; one row and one file add another."""
+
+Opener = Callable[..., Engine]
+
+
+def split_prefix(spec: str) -> tuple[str | None, str]:
+    """Split ``openvino:file.onnx`` into back end and file; a Windows drive letter is no prefix."""
+    prefix, separator, rest = spec.partition(":")
+    return (prefix, rest) if separator and len(prefix) > 1 and "/" not in prefix else (None, spec)
+
+
+def installed(backend: Backend) -> bool:
+    """Whether the library of a back end can be imported, without importing it."""
+    return importlib.util.find_spec(backend.library) is not None
+
+
+def model_file(name: str) -> Path:
+    """The file that a path or the name of a shipped model means.
+
+    Raises:
+        UserError: there is no such file; the message lists the shipped models.
+    """
+    path = Path(name)
+    if path.suffix or path.exists():
+        return path
+    shipped = {file.stem: file for file in sorted(MODELS.glob("*.onnx"))}
+    for candidate in (f"{name}_int8_cpu", name):
+        if candidate in shipped:
+            return shipped[candidate]
+    raise UserError(f"There is no model at {name}, and none of that name is shipped ({', '.join(shipped)}).")
+
+
+def candidates(spec: str) -> list[str]:
+    """Back ends that could run ``spec`` here, best guess first.
+
+    Raises:
+        UserError: the prefix is unknown, its library is missing, or no installed back end reads such a file.
+    """
+    prefix, name = split_prefix(spec)
+    if prefix is not None:
+        if prefix not in BACKENDS:
+            raise UserError(f"No back end is called '{prefix}'; known: {', '.join(BACKENDS)}.")
+        if not installed(BACKENDS[prefix]):
+            raise UserError(f"The back end '{prefix}' needs {BACKENDS[prefix].library}, which is not installed.")
+        return [prefix]
+    suffix = model_file(name).suffix.lower()
+    readers = [key for key, backend in BACKENDS.items() if suffix in backend.suffixes]
+    if not readers:
+        known = sorted({suffix for backend in BACKENDS.values() for suffix in backend.suffixes})
+        raise UserError(f"No engine reads {name}: expected {', '.join(known)}.")
+    present = [key for key in readers if installed(BACKENDS[key])]
+    if not present:
+        raise UserError(f"No engine for {suffix} files is installed: pip install 'gmin-edge[cpu]'.")
+    return present
+
+
+def open_engine(spec: str, *, device: str = "auto", threads: int | None = None) -> Engine:
+    """Open an engine on the first back end that can run it here (``runtime.selection`` measures instead).
+
+    Raises:
+        UserError: as ``candidates``, or the back end refuses the file.
+    """
+    _, name = split_prefix(spec)
+    backend = BACKENDS[candidates(spec)[0]]
+    module, attribute = backend.opener.split(":")
+    opener: Opener = getattr(importlib.import_module(module), attribute)
+    engine = opener(model_file(name), device=device, threads=threads, **dict(backend.options))
+    engine.info = replace(engine.info, engine=spec)
+    return engine

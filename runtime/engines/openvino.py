@@ -1,0 +1,94 @@
+"""OpenVINO: on x86 the faster CPU engine, from the same files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.engines.contract import Batch, EngineInfo, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.errors import UserError
+
+
+class OpenVinoEngine:
+    """An ``.onnx`` or ``.xml`` file in OpenVINO."""
+
+    info: EngineInfo
+
+    def __init__(
+        self, path: Path, *, device: str = "auto", threads: int | None = None, precision: str | None = None
+    ) -> None:
+        """Open ``path``.
+
+        Args:
+            path: the file.
+            device: "cpu" or "auto", which is the CPU too.
+            threads: threads of one inference; None leaves the choice to the library.
+            precision: arithmetic of what is not quantized, "f32" or "bf16". The library's own default depends on the
+                processor, and so would the result: ours is "f32" everywhere.
+
+        Raises:
+            UserError: the file is no super-resolution network, or the device is not one that OpenVINO drives here.
+        """
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError("OpenVINO is not installed: pip install 'gmin-edge[openvino]'.") from error
+        if device not in ("auto", "cpu"):
+            raise UserError(f"OpenVINO runs on the CPU here, not on {device}.")
+        check_model_file(path)
+        precision = precision or "f32"
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            compiled = core.compile_model(model, "CPU", settings)
+        except Exception as error:  # the library raises RuntimeError and its own kinds
+            reason = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), "unknown")
+            raise UserError(f"OpenVINO cannot load {path}: {reason.strip().rstrip('.')}.") from error
+        if len(compiled.inputs) != 1 or len(compiled.outputs) != 1:
+            raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
+        self._request = compiled.create_infer_request()
+        self._path = path
+        metadata = _metadata(model)
+        self.info = info_from_metadata(
+            path,
+            metadata,
+            backend=f"OpenVINO {openvino.__version__.split('-')[0]}",
+            device=f"CPU ({precision})",
+            scale=int(metadata["gmin.scale"]) if "gmin.scale" in metadata else self._probe(compiled),
+        )
+
+    def infer(self, batch: Batch) -> Batch:
+        """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
+        return np.array(self._request.infer({0: batch})[0], np.float32)  # a copy: the request owns its output
+
+    def close(self) -> None:
+        """Free the request."""
+        self._request = None
+
+    def _probe(self, compiled: Any) -> int:
+        shape, kind = compiled.input(0).partial_shape, compiled.input(0).element_type.get_type_name()
+        if shape.rank.is_dynamic or shape.rank.get_length() != 4 or kind != "f32":
+            raise UserError(
+                f"{self._path} is no super-resolution network: its input is {kind} {shape}, "
+                "not float pictures of N x 3 x H x W."
+            )
+        size = tuple(d if n.is_dynamic else n.get_length() for n, d in zip(shape, (1, 3, 32, 32), strict=True))
+        try:
+            result = self.infer(np.zeros(size, np.float32))
+        except Exception as error:
+            raise UserError(f"{self._path} does not run on a picture: {str(error).strip().splitlines()[0]}") from error
+        return scale_from_shapes(self._path, size, result.shape)
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """What the ONNX front end kept of the file's metadata."""
+    try:
+        framework = model.get_rt_info(["framework"]).value
+    except RuntimeError:  # a file without any
+        return {}
+    return {key: str(getattr(value, "value", value)) for key, value in framework.items() if key.startswith("gmin.")}

@@ -1,0 +1,89 @@
+"""ONNX Runtime: the engine that runs everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.engines.contract import Batch, EngineInfo, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.errors import UserError
+
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
+
+
+class OrtEngine:
+    """An ``.onnx`` file in ONNX Runtime."""
+
+    info: EngineInfo
+
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
+        """Open ``path``.
+
+        Args:
+            path: the file.
+            device: "cpu", "cuda", or "auto" for CUDA where it is present, else the CPU.
+            threads: threads of one inference; None leaves the choice to the library.
+
+        Raises:
+            UserError: the file is no super-resolution network, or the device is not there.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError("ONNX Runtime is not installed: pip install 'gmin-edge[ort]'.") from error
+        check_model_file(path)
+        present = onnxruntime.get_available_providers()
+        wanted = device if device != "auto" else "cuda" if _PROVIDERS["cuda"][0] in present else "cpu"
+        if _PROVIDERS[wanted][0] not in present:
+            raise UserError(f"ONNX Runtime here has no {wanted} provider; present: {', '.join(present)}.")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS[wanted])
+        except Exception as error:  # the library raises its own kinds, which share no base
+            raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}.") from error
+        if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
+            raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
+        self._session: Any = session
+        self._input = session.get_inputs()[0]
+        self._path = path
+        metadata = session.get_modelmeta().custom_metadata_map
+        used = session.get_providers()[0]
+        self.info = info_from_metadata(
+            path,
+            metadata,
+            backend=f"ONNX Runtime {onnxruntime.__version__}",
+            device=used,
+            scale=int(metadata["gmin.scale"]) if "gmin.scale" in metadata else self._probe(),
+        )
+
+    def infer(self, batch: Batch) -> Batch:
+        """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
+        (result,) = self._session.run(None, {self._input.name: batch})
+        return np.asarray(result, np.float32)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _probe(self) -> int:
+        shape = self._input.shape
+        if self._input.type != "tensor(float)" or len(shape) != 4 or shape[1] not in (3, "channels", None):
+            raise UserError(
+                f"{self._path} is no super-resolution network: its input is {self._input.type} {shape}, "
+                "not float pictures of N x 3 x H x W."
+            )
+        size = tuple(n if isinstance(n, int) else d for n, d in zip(shape, (1, 3, 32, 32), strict=True))
+        try:
+            result = self.infer(np.zeros(size, np.float32))
+        except Exception as error:
+            raise UserError(f"{self._path} does not run on a picture: {_first_line(error)}.") from error
+        return scale_from_shapes(self._path, size, result.shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,64 @@
+"""Where tiles lie and how they join. Pure geometry; all lengths are LR pixels unless said otherwise.
+
+All tiles have one size, so that an engine sees one shape: the last of a row moves back into the picture. Where two
+overlap, the outermost pixels of each are thrown away (their context is cut) and a linear ramp joins the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DISCARD = 0.5  # share of the overlap, at each tile's own border, that is not used at all
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Starts of the tiles along both axes, and their common size."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    height: int
+    width: int
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.rows) * len(self.columns)
+
+
+def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> Tiling:
+    """Cover ``height`` × ``width`` with tiles of side ``tile`` that overlap by at least ``overlap``.
+
+    A side that is not longer than a tile is one tile of its own length.
+
+    Raises:
+        ValueError: the overlap leaves nothing of a tile.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"an overlap of {overlap} leaves nothing of a tile of {tile}")
+    return Tiling(_starts(height, tile, overlap), _starts(width, tile, overlap), min(height, tile), min(width, tile))
+
+
+def ramps(starts: tuple[int, ...], size: int, scale: int) -> list[NDArray[np.float32]]:
+    """Weight of each tile along one axis, each (scale·size,) float32; over the picture they add up to 1."""
+    weights = [np.ones(size * scale, np.float32) for _ in starts]
+    for i in range(len(starts) - 1):
+        shared = (starts[i] + size - starts[i + 1]) * scale
+        unused = int(shared * DISCARD / 2)
+        rise = np.zeros(shared, np.float32)
+        blended = shared - 2 * unused
+        rise[unused : unused + blended] = (np.arange(blended, dtype=np.float32) + 0.5) / max(blended, 1)
+        rise[unused + blended :] = 1
+        weights[i + 1][:shared] *= rise
+        weights[i][-shared:] *= 1 - rise
+    return weights
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if length <= tile:
+        return (0,)
+    count = -(-(length - overlap) // (tile - overlap))
+    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
