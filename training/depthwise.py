@@ -36,7 +36,7 @@ def with_fast_depthwise(model: nn.Module) -> nn.Module:
     _library()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if _can_do(child):
+            if isinstance(child, nn.Conv2d) and _can_do(child):
                 setattr(parent, name, FastDepthwise(child))
     return model
 
@@ -50,10 +50,10 @@ class FastDepthwise(nn.Module):
         self.dilation = conv.dilation[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Depthwise.apply(x, self.weight, self.bias, self.dilation)  # type: ignore[no-untyped-call]
+        return _Depthwise.apply(x, self.weight, self.bias, self.dilation)
 
 
-def _can_do(module: nn.Module) -> bool:
+def _can_do(module: nn.Conv2d) -> bool:
     if type(module) is not nn.Conv2d or module.bias is None:
         return False
     kernel, dilation = module.kernel_size[0], module.dilation[0]
@@ -77,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
         return _convolve(x, _taps(weight), bias, weight.shape[-1], dilation)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         k, dilation = weight.shape[-1], ctx.dilation
@@ -140,7 +140,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _library() -> ctypes.CDLL:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise UserError("Fast depth-wise training needs a C compiler: install gcc, or leave --fast-depthwise out.")
+        raise UserError("Fast depth-wise training needs a C compiler: install gcc, or use --cpu-kernels torch.")
     folder = Path(tempfile.mkdtemp(prefix="gmin-depthwise-"))
     built = folder / f"{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]}.so"
     command = [compiler, "-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", str(_SOURCE), "-o", str(built)]

@@ -1,13 +1,13 @@
-"""The training loop: one function that any network of the registry, plain or wrapped, goes through."""
+"""The training loop: one function that any network, plain or wrapped, goes through."""
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from data.metrics import psnr_y, to_uint8
+from data.metrics import psnr_y
+from data.sets import from_batch, to_batch
 from model.checkpoint import read_state, save_checkpoint
 from runtime.errors import UserError
 from runtime.files import atomic_write
+from training.log import Log
 from training.optimizers import make_optimizer
 from training.options import TrainingOptions
+from training.processes import Process
 from training.samples import Crops, TrainingImage
 
 _LAYOUT = 1  # of the checkpoint file
@@ -31,29 +34,16 @@ _LAYOUT = 1  # of the checkpoint file
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended."""
+    """How a call of ``train`` ended."""
 
     step: int
     """Steps done since the run began, resumed ones included."""
     psnr_y_db: float | None
-    """Validation PSNR of the averaged weights, in dB, where it was taken last."""
+    """Validation PSNR of the averaged weights, in dB, where it was taken last in this call."""
     best_psnr_y_db: float | None
     finished: bool
-    """False where the run was interrupted and can be resumed."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those that train together."""
-
-    rank: int = 0
-    world: int = 1
-    device: str = "cpu"
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes the files."""
-        return self.rank == 0
+    """False where the run can be resumed."""
+    schema: int = 1
 
 
 class Run:
@@ -61,9 +51,9 @@ class Run:
 
     def __init__(self, model: nn.Module, options: TrainingOptions, process: Process) -> None:
         self.options, self.process = options, process
-        layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.model = model.to(process.device, memory_format=layout).train()  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model = model.to(process.device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.average: nn.Module = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(
             options.optimizer,
             self.model.parameters(),
@@ -72,38 +62,29 @@ class Run:
         )
         self.step = 0
         self.seconds = 0.0
-        self.best = float("-inf")
-        self._parallel = self._wrapped()
+        self.best: float | None = None
+        parallel = process.parallel(self.model)
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if options.compile else parallel
 
-    def _wrapped(self) -> Callable[[Tensor], Tensor]:
-        model: nn.Module = self.model
-        if self.process.world > 1:
-            from torch.nn.parallel import DistributedDataParallel
-
-            ids = [self.process.device] if self.process.device.startswith("cuda") else None
-            model = DistributedDataParallel(model, device_ids=ids)
-        return torch.compile(model) if self.options.compile else model
-
-    def learn(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> float:
-        """One step on one batch; returns the loss of this process's share of it."""
+    def learn(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
+        """One step on one batch; returns the loss of this process's share of it, a scalar on the device."""
         rate = self.options.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        lr, hr = lr.to(self.process.device), hr.to(self.process.device)
-        device = self.process.device.split(":")[0]
-        with torch.autocast(device, torch.bfloat16, enabled=self.options.precision == "bf16"):
-            result = self._parallel(lr)
+        device = self.process.device
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=self.options.precision == "bf16"):
+            result = self._forward(lr.to(device, memory_format=self.layout))
         result = result.float()
-        loss = F.l1_loss(result, hr)
+        loss = F.l1_loss(result, hr.to(device))
         if target is not None:
             share = self.options.teacher_share
-            loss = (1 - share) * loss + share * F.l1_loss(result, target.to(self.process.device))
+            loss = (1 - share) * loss + share * F.l1_loss(result, target.to(device))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self._follow()
         self.step += 1
-        return float(loss.detach())
+        return loss.detach()
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -113,6 +94,16 @@ class Run:
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
 
+    def score(self, images: Sequence[TrainingImage]) -> float:
+        """Mean PSNR on luma in dB of the averaged weights over whole images, by the project's scoring protocol."""
+        scores = []
+        with torch.inference_mode():
+            for image in images:
+                batch = torch.from_numpy(to_batch(image.lr)).to(self.process.device, memory_format=self.layout)
+                result = from_batch(self.average(batch).float().cpu().numpy())
+                scores.append(psnr_y(result, image.hr, crop=image.hr.shape[0] // image.lr.shape[0]))
+        return float(np.mean(scores))
+
     def save(self, path: Path) -> None:
         """Write everything needed to go on as if nothing had happened."""
         stream = io.BytesIO()
@@ -121,7 +112,6 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "options": self.options.to_json(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -150,6 +140,16 @@ class Run:
             ) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
 
+    def write_weights(self, path: Path, psnr: float | None) -> None:
+        """Write the averaged weights, with what they are and how they came about."""
+        metadata = {
+            "model": self.options.model,
+            "steps": str(self.step),
+            "training": self.options.to_json(),
+            "validation_psnr_y_db": "" if psnr is None else f"{psnr:.4f}",
+        }
+        save_checkpoint(self.average.state_dict(), path, metadata=metadata)
+
 
 def train(
     model: nn.Module,
@@ -160,9 +160,14 @@ def train(
     scale: int,
     process: Process | None = None,
     max_steps: int | None = None,
+    finish_in: int | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` until ``options.steps``, resuming what is in ``options.output``.
+
+    Writes there ``checkpoint.pt`` (to resume from), ``ema.safetensors`` and ``best.safetensors`` (averaged weights, at
+    the last save and of the best validation score), ``log.jsonl`` and ``options.json``. SIGTERM and SIGINT save and
+    return after the running step.
 
     Args:
         model: (N, 3, H, W) float32 RGB in [0, 1] to (N, 3, scale·H, scale·W); may be wrapped, for instance by fake
@@ -173,112 +178,85 @@ def train(
         scale: of the network.
         process: this process among several; None is alone.
         max_steps: stop after so many steps of this call, as if interrupted.
-        report: called with each record of the log.
+        finish_in: let the rate fall over so many steps from where the checkpoint stands, and end there.
+        report: called with each record of the log, on the first process.
 
     Raises:
-        UserError: the batch does not divide, or a checkpoint in the folder is of another run.
+        UserError: the batch does not divide, the checkpoint in the folder is of another run, or the loss is lost.
     """
     process = process or Process()
     if options.batch % process.world:
         raise UserError(f"The batch of {options.batch} does not divide among {process.world} processes.")
-    torch.manual_seed(options.seed)
-    torch.set_flush_denormal(True)  # the long tails of the momenta are denormal numbers, which a CPU adds slowly
+    torch.set_flush_denormal(True)  # the tails of the momenta are denormal numbers, which a CPU adds slowly
     run = Run(model, options, process)
     checkpoint = options.output / "checkpoint.pt"
+    options.output.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_file():
         run.load(checkpoint)
+    elif finish_in is not None:
+        raise UserError(f"--finish-in takes up a run, but there is no checkpoint in {options.output}.")
+    if finish_in is not None:
+        options = run.options = options.finishing(run.step, finish_in)
+    process.wait()  # nobody writes before all have read
     end = options.steps if max_steps is None else min(options.steps, run.step + max_steps)
     crops = Crops(images, scale=scale, patch=options.patch, batch=options.batch, seed=options.seed)
-    log = Log(options.output / "log.jsonl", run.step) if process.first else None
-    stop = Stop()
+    log = None
+    if process.first:
+        with atomic_write(options.output / "options.json") as stream:
+            stream.write(options.to_json().encode())
+        log = Log(options.output, step=run.step, tensorboard=options.tensorboard)
     psnr: float | None = None
-    loss_sum, loss_count = 0.0, 0
+    losses: list[Tensor] = []
     clock = time.monotonic()
 
-    def record(**values: Any) -> None:
-        entry = {"step": run.step, "wall_s": round(run.seconds, 1), **values}
+    def record(**values: float) -> None:
         if log is not None:
+            entry = {"step": run.step, "wall_s": round(run.seconds, 1), **values}
             log.write(entry)
-        if report is not None:
-            report(entry)
+            if report is not None:
+                report(entry)
 
-    with stop:
-        while run.step < end and not stop.requested:
-            loss_sum += run.learn(*crops.batch(run.step, rank=process.rank, world=process.world))
-            loss_count += 1
+    def save() -> None:
+        if process.first:
+            run.save(checkpoint)
+            run.write_weights(options.output / "ema.safetensors", psnr)
+
+    with Stop() as stop, ThreadPoolExecutor(1) as ahead:
+
+        def cut(step: int) -> Any:
+            return ahead.submit(crops.batch, step, rank=process.rank, world=process.world)
+
+        upcoming = cut(run.step)
+        while run.step < end:
+            batch = upcoming.result()
+            upcoming = cut(run.step + 1)  # the next crops are cut while this step runs
+            losses.append(run.learn(*batch))
             now = time.monotonic()
             run.seconds, clock = run.seconds + now - clock, now
             last = run.step == end
             if run.step % options.log_every == 0 or last:
-                loss, loss_sum, loss_count = mean_over_processes(loss_sum / loss_count, process), 0.0, 0
+                loss = process.mean(float(torch.stack(losses).mean()))
+                losses.clear()
+                if not np.isfinite(loss):
+                    raise UserError(
+                        f"The loss is {loss} at step {run.step}: the run diverged. Resume it from the last checkpoint "
+                        f"with a lower --learning-rate than {options.learning_rate}."
+                    )
                 record(loss=round(loss, 6), learning_rate=options.rate(run.step - 1))
             if process.first and validation and (run.step % options.validate_every == 0 or last):
-                psnr = validation_psnr(run.average, validation, scale=scale, options=options, device=process.device)
+                psnr = run.score(validation)
                 record(psnr_y_db=round(psnr, 4))
-                if psnr > run.best:
+                if run.best is None or psnr > run.best:
                     run.best = psnr
-                    write_weights(run, options.output / "best.safetensors", psnr)
-            if process.first and (run.step % options.save_every == 0 or last):
-                run.save(checkpoint)
-                write_weights(run, options.output / "ema.safetensors", psnr)
-    if process.first and stop.requested:
-        run.save(checkpoint)
-        write_weights(run, options.output / "ema.safetensors", psnr)
-    best = run.best if run.best > float("-inf") else None
-    return TrainingResult(run.step, psnr, best, run.step >= options.steps)
-
-
-@torch.inference_mode()
-def validation_psnr(
-    model: nn.Module, images: Sequence[TrainingImage], *, scale: int, options: TrainingOptions, device: str
-) -> float:
-    """Mean PSNR on luma in dB over whole images, by the project's scoring protocol."""
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    scores = []
-    for image in images:
-        lr = torch.from_numpy(image.lr).permute(2, 0, 1)[None].to(device, torch.float32).div_(255)
-        result = model(lr.contiguous(memory_format=layout))[0].float().permute(1, 2, 0).cpu().numpy()
-        scores.append(psnr_y(to_uint8(result), image.hr, crop=scale))
-    return float(np.mean(scores))
-
-
-def write_weights(run: Run, path: Path, psnr: float | None) -> None:
-    """Write the averaged weights, with what they are and how they came about."""
-    options = run.options
-    metadata = {
-        "model": options.model,
-        "steps": str(run.step),
-        "training": options.to_json(),
-        "validation_psnr_y_db": "" if psnr is None else f"{psnr:.4f}",
-    }
-    save_checkpoint(run.average.state_dict(), path, metadata=metadata)
-
-
-def mean_over_processes(value: float, process: Process) -> float:
-    """The mean of one number over all processes."""
-    if process.world == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64, device=process.device)
-    torch.distributed.all_reduce(total)
-    return float(total) / process.world
-
-
-class Log:
-    """One JSON object a line; what was logged past the step that a run resumes from is dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self._path = path
-        kept = []
-        if path.is_file():
-            lines = path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with atomic_write(path) as stream:
-            stream.write("".join(line + "\n" for line in kept).encode())
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Append one record."""
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+                    run.write_weights(options.output / "best.safetensors", psnr)
+            stopping = process.any(stop.requested)
+            if run.step % options.save_every == 0 or last or stopping:
+                save()
+            if stopping:
+                break
+    if log is not None:
+        log.close()
+    return TrainingResult(run.step, psnr, run.best, run.step >= options.steps)
 
 
 def load_fitting(model: nn.Module, path: Path) -> list[str]:

@@ -32,11 +32,11 @@ class Adan(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 self._update(group, parameters)
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
         for p, gradient in zip(parameters, gradients, strict=True):
             if not self.state[p]:

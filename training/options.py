@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """One training run. The defaults are the paper's recipe; ``docs/training.md`` has that for a CPU.
+    """One training run. The defaults are the paper's recipe; ``training/recipes`` has it and one for a CPU as TOML.
 
     Steps, batch and schedule are global: they mean the same on one process and on eight.
     """
@@ -23,13 +24,16 @@ class TrainingOptions:
     """Folder of the run: checkpoint, weights, log, options."""
     model: str = "gmin_x4"
     data: Path | None = None
-    """Folder of image sets, searched recursively; None is ``training`` under GMIN_DATA."""
+    """Folder of HR images, searched recursively; None is ``training`` in the data folder."""
+    lr_data: Path | None = None
+    """Folder of LR images laid out like ``data``, as DIV2K ships them; None makes them from the HR images."""
     exclude: tuple[str, ...] = ()
     """Glob patterns, relative to ``data``, of images to leave out."""
     validation: tuple[str, ...] = ("Kodak24/*4.png", "BSDS500/test/*7.jpg")
     """Glob patterns, relative to ``data``, of the images that are held out and scored."""
     cache: Path | None = None
-    """Folder for LR images and teacher targets, made once; None keeps LR images in memory only."""
+    """Folder for decoded images, LR images and teacher targets, made once and mapped into memory by all processes of
+    a machine; None keeps HR and LR images in the memory of each process."""
     initial: Path | None = None
     """Checkpoint to start from; layers that do not fit (another scale) start fresh and are named."""
 
@@ -58,71 +62,61 @@ class TrainingOptions:
 
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast, for GPUs; on a CPU it gains nothing, ``cpu_kernels`` does."""
     channels_last: bool = True
-    """Faster on every device measured; a CPU step takes 0.4 of the time."""
+    """Faster wherever it was measured; a CPU step takes 0.4 of the time."""
     compile: bool = False
-    fast_depthwise: bool = False
-    """Compiled depth-wise kernels for the CPU (``training/depthwise.py``); a step takes 0.6 of the time."""
+    """``torch.compile``; on a CPU it gains nothing on GMIN and costs minutes at the start."""
+    cpu_kernels: Literal["torch", "fp32", "bf16"] = "torch"
+    """fp32: compiled depth-wise kernels, a step takes 0.6 of the time; bf16: 1×1 products in bfloat16 too, 0.45."""
     threads: int | None = None
+    """CPU threads of each process; None leaves it to PyTorch."""
 
     log_every: int = 50
     validate_every: int = 1000
     save_every: int = 1000
+    tensorboard: bool = False
+    """Write TensorBoard events into ``output`` beside the JSON lines."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "patch", "log_every", "validate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be above 0, got {self.learning_rate}.")
         if not 0 <= self.teacher_share <= 1:
             raise UserError(f"teacher_share must lie between 0 and 1, got {self.teacher_share}.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must be at least 0 and below 1, got {self.ema}.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):
-            raise UserError("warmup_steps and decay_steps must lie between 0 and steps.")
+            raise UserError("warmup_steps must not be negative, and decay_steps must lie between 0 and steps.")
 
     def rate(self, step: int) -> float:
         """Learning rate of step ``step``, counted from 0: warm-up, plateau, fall."""
-        import math
-
         warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        decay = self.steps - self.warmup_steps if self.decay_steps is None else self.decay_steps
-        progress = min(1.0, max(0.0, (step + 1 - (self.steps - decay)) / max(decay, 1)))
-        fall = {
-            "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-            "linear": 1 - progress,
-            "constant": 1.0,
-        }[self.schedule]
-        return self.learning_rate * warm * (self.final_rate + (1 - self.final_rate) * fall)
+        decay = max(1, self.steps - self.warmup_steps if self.decay_steps is None else self.decay_steps)
+        progress = min(1.0, max(0.0, (step + 1 - (self.steps - decay)) / decay))
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return self.learning_rate * warm * (self.final_rate + (1 - self.final_rate) * fall[self.schedule])
 
-    def data_folder(self) -> Path:
-        """Where the training images are.
-
-        Raises:
-            UserError: no folder is named, or it is not there.
-        """
-        folder = self.data
-        if folder is None:
-            root = os.environ.get("GMIN_DATA")
-            if not root:
-                raise UserError("Name the folder of training images with --data, or set GMIN_DATA.")
-            folder = Path(root) / "training"
-        if not folder.is_dir():
-            raise UserError(f"There is no folder of training images at {folder}.")
-        return folder
+    def finishing(self, step: int, steps: int) -> TrainingOptions:
+        """The same run, at ``step`` now, whose rate falls over the next ``steps`` steps and which ends there."""
+        schedule = "cosine" if self.schedule == "constant" else self.schedule
+        return dataclasses.replace(self, steps=step + steps, decay_steps=steps, schedule=schedule)
 
     def to_json(self) -> str:
-        """The options as JSON; paths as strings."""
+        """The options as JSON; paths as strings. ``options_from`` takes it back."""
         return json.dumps(dataclasses.asdict(self), default=str, indent=1)
 
 
-def options_from(table: dict[str, Any], **overrides: Any) -> TrainingOptions:
-    """Options from a table (of TOML or JSON); ``overrides`` that are not None win.
+def options_from(table: dict[str, Any], **named: Any) -> TrainingOptions:
+    """Options from a table (of TOML or JSON); what is ``named`` and not None wins.
 
     Raises:
-        UserError: a name is unknown or a value has the wrong type.
+        UserError: a name is unknown, a value has the wrong type, or no output folder is given.
     """
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(TrainingOptions)}
-    merged = {**table, **{name: value for name, value in overrides.items() if value is not None}}
+    kinds = get_type_hints(TrainingOptions)
+    merged = {**table, **{name: value for name, value in named.items() if value is not None}}
     unknown = sorted(set(merged) - set(kinds))
     if unknown:
         raise UserError(f"Unknown training option {', '.join(unknown)}; known are {', '.join(kinds)}.")
@@ -137,8 +131,6 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or is no TOML.
     """
-    import sys
-
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -151,21 +143,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no TOML file ({error}).") from error
 
 
-def _typed(name: str, value: Any, kind: str) -> Any:
-    if value is None and "None" in kind:
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as the annotation ``kind`` wants it; TOML and JSON know neither paths nor tuples."""
+    choices = get_args(kind) or (kind,)
+    if value is None and type(None) in choices:
         return None
-    if kind.startswith("Path") and isinstance(value, str | Path):
+    if Path in choices and isinstance(value, str | Path):
         return Path(value).expanduser()
-    if kind.startswith("tuple") and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if kind.startswith("float") and isinstance(value, int | float) and not isinstance(value, bool):
+    if str in choices and Ellipsis in choices:
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif float in choices and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if kind.startswith("int") and isinstance(value, int) and not isinstance(value, bool):
+    elif type(value) in choices or (isinstance(value, str) and value in choices):
         return value
-    if kind.startswith("bool") and isinstance(value, bool):
-        return value
-    if kind.startswith("str") and isinstance(value, str):
-        return value
-    if kind.startswith("Literal") and repr(value).replace("'", '"') in kind.replace("'", '"'):
-        return value
-    raise UserError(f"The training option {name} is {value!r}, but must be {kind}.")
+    allowed = ", ".join(getattr(choice, "__name__", str(choice)) for choice in choices if choice is not Ellipsis)
+    raise UserError(f"The training option {name} is {value!r}; it takes {allowed}.")

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bicubic import resize_bicubic
+from data.sets import Rgb, crop_to_multiple, downscale, read_rgb
 from runtime.errors import UserError
+from runtime.files import atomic_write
+from runtime.images import WRITABLE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -28,67 +28,71 @@ class TrainingImage:
     """
 
     path: Path
-    hr: NDArray[np.uint8]
-    lr: NDArray[np.uint8]
-    target: NDArray[np.uint8] | None = None
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Read an 8-bit image as (H, W, 3) uint8 RGB; grey becomes three equal channels.
-
-    Raises:
-        UserError: the file is no image.
-    """
-    import cv2
-
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path} cannot be read as an image; remove it from the training folder.")
-    return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+    hr: Rgb
+    lr: Rgb
+    target: Rgb | None = None
 
 
 def find_images(folder: Path, *, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> list[Path]:
-    """Image files under ``folder``, sorted, restricted to and without the given relative glob patterns."""
+    """Pictures at any depth under ``folder``, sorted, restricted to and without the given relative glob patterns."""
     only, exclude = tuple(only), tuple(exclude)
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.suffix.lower() not in SUFFIXES or any(relative.match(pattern) for pattern in exclude):
+        if path.suffix.lower() not in WRITABLE or any(relative.match(pattern) for pattern in exclude):
             continue
         if not only or any(relative.match(pattern) for pattern in only):
             found.append(path)
     return found
 
 
-def load_image(path: Path, *, scale: int, cache: Path | None = None) -> TrainingImage:
-    """Read ``path``, crop it to a multiple of ``scale`` and shrink it as MATLAB does.
+def load_image(path: Path, *, scale: int, cache: Path | None = None, lr_path: Path | None = None) -> TrainingImage:
+    """Read ``path``, crop it to a multiple of ``scale`` and shrink it as MATLAB does, or read its LR image.
+
+    With a ``cache``, decoded images are put there once and from then on mapped into memory, not read.
 
     Raises:
-        UserError: the file is no image or smaller than one LR pixel.
+        UserError: a file is no picture, smaller than one LR pixel, or the LR image has not 1/scale of the size.
     """
-    hr = read_rgb(path)
-    height, width = (side - side % scale for side in hr.shape[:2])
-    if not height or not width:
+    stored = None if cache is None else [cache / f"{cache_name(path)}_{kind}_x{scale}.npy" for kind in ("hr", "lr")]
+    if stored is not None and lr_path is None and all(file.is_file() for file in stored):
+        hr, lr = (np.load(file, mmap_mode="r") for file in stored)
+        return TrainingImage(path, hr, lr)
+    hr = np.ascontiguousarray(crop_to_multiple(read_rgb(path), scale))
+    if not hr.size:
         raise UserError(f"{path} is {hr.shape[1]} x {hr.shape[0]} pixels, too small for x{scale}.")
-    hr = np.ascontiguousarray(hr[:height, :width])
-    stored = None if cache is None else cache / f"{content_name(hr)}_lr_x{scale}.npy"
-    if stored is not None and stored.is_file():
-        return TrainingImage(path, hr, np.load(stored))
-    lr = resize_bicubic(hr, 1 / scale).astype(np.uint8)
+    lr = downscale(hr, scale) if lr_path is None else read_rgb(lr_path)
+    if lr.shape[0] * scale != hr.shape[0] or lr.shape[1] * scale != hr.shape[1]:
+        raise UserError(f"{lr_path} is {lr.shape[1]} x {lr.shape[0]}, not 1/{scale} of {path}.")
     if stored is not None:
-        write_array(stored, lr)
+        for file, image in zip(stored, (hr, lr), strict=True):
+            write_array(file, image)
     return TrainingImage(path, hr, lr)
 
 
-def content_name(image: NDArray[np.uint8]) -> str:
-    """A file name made of the pixels, so that a cache never serves another image's result."""
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()[:24]
+def lr_counterpart(path: Path, *, data: Path, lr_data: Path, scale: int) -> Path:
+    """The LR image of ``path`` in a folder laid out like ``data``: of the same name, or named ``0001x4`` as DIV2K's.
+
+    Raises:
+        UserError: there is none.
+    """
+    relative = path.relative_to(data)
+    for stem in (path.stem, f"{path.stem}x{scale}"):
+        for suffix in (path.suffix, ".png"):
+            candidate = lr_data / relative.with_name(stem + suffix)
+            if candidate.is_file():
+                return candidate
+    raise UserError(f"{lr_data} holds no LR image for {relative}.")
+
+
+def cache_name(path: Path) -> str:
+    """A file name for what is made of ``path``: of its place, size and time, for hashing terabytes takes too long."""
+    status = path.stat()
+    return hashlib.sha256(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:24]
 
 
 def write_array(path: Path, array: NDArray[np.generic]) -> None:
     """Store an array as .npy, whole or not at all."""
-    from runtime.files import atomic_write
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as stream:
         np.save(stream, array)
@@ -102,6 +106,11 @@ class Crops:
     """
 
     def __init__(self, images: Sequence[TrainingImage], *, scale: int, patch: int, batch: int, seed: int) -> None:
+        """Refuse a set in which no image holds a crop; images that are too small are left out.
+
+        Raises:
+            UserError: as said.
+        """
         self._images = [image for image in images if min(image.lr.shape[:2]) >= patch]
         if not self._images:
             raise UserError(f"No training image holds an LR crop of {patch} x {patch} pixels at x{scale}.")
@@ -122,7 +131,7 @@ class Crops:
         mine = draws[rank * self._batch // world : (rank + 1) * self._batch // world]
         crops = [self._crop(draw) for draw in mine]
 
-        def stack(parts: Sequence[NDArray[np.uint8]]) -> Tensor:
+        def stack(parts: Sequence[Rgb]) -> Tensor:
             return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float().div_(255)  # channels last in memory
 
         targets = [target for _, _, target in crops if target is not None]
@@ -132,7 +141,7 @@ class Crops:
             stack(targets) if targets else None,
         )
 
-    def _crop(self, draw: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8] | None]:
+    def _crop(self, draw: NDArray[np.float64]) -> tuple[Rgb, Rgb, Rgb | None]:
         image = self._images[min(int(np.searchsorted(self._shares, draw[0], side="right")), len(self._images) - 1)]
         height, width = image.lr.shape[:2]
         p, s = self._patch, self._scale
@@ -146,14 +155,14 @@ class Crops:
         )
 
 
-def turned(image: NDArray[np.uint8], symmetry: int) -> NDArray[np.uint8]:
+def turned(image: Rgb, symmetry: int) -> Rgb:
     """One of the eight symmetries of the square: ``symmetry % 4`` quarter turns, mirrored from 4 on; (H, W, C)."""
     image = np.rot90(image, symmetry % 4)
     return image[:, ::-1] if symmetry >= 4 else image
 
 
-def turned_back(image: NDArray[np.generic], symmetry: int) -> NDArray[np.generic]:
-    """Undo ``turned``."""
+def turned_back(image: NDArray[np.float32], symmetry: int) -> NDArray[np.float32]:
+    """Undo ``turned``; (H, W, C)."""
     if symmetry >= 4:
         image = image[:, ::-1]
     return np.rot90(image, -(symmetry % 4))

@@ -7,86 +7,76 @@ target than a single pass, and costs nothing while training.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from data.metrics import to_uint8
-from model.checkpoint import load_checkpoint
-from model.registry import Network
+from data.sets import Rgb, from_batch, to_batch
 from runtime.errors import UserError
-from training.samples import TrainingImage, content_name, turned, turned_back, write_array
+from training.samples import TrainingImage, cache_name, turned, turned_back, write_array
+
+Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""(1, 3, H, W) float32 RGB in [0, 1] to (1, 3, s·H, s·W), unclamped."""
 
 
 def target_file(image: TrainingImage, teacher: str, cache: Path) -> Path:
     """Where the teacher's output for an image is kept."""
-    return cache / f"{content_name(image.hr)}_{teacher}.npy"
+    return cache / f"{cache_name(image.path)}_{teacher}.npy"
 
 
-def ensemble(forward: Callable[[NDArray[np.float32]], NDArray[np.float32]], lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Mean output over the eight symmetries.
-
-    Args:
-        forward: (1, 3, H, W) float32 RGB in [0, 1] to (1, 3, s·H, s·W).
-        lr: (H, W, 3) uint8 RGB.
-
-    Returns:
-        (s·H, s·W, 3) uint8 RGB.
-    """
-    total: NDArray[np.generic] | float = 0.0
+def ensemble(forward: Forward, lr: Rgb) -> Rgb:
+    """Mean output over the eight symmetries of ``lr``, (H, W, 3) uint8 to (s·H, s·W, 3) uint8."""
+    outputs = []
     for symmetry in range(8):
-        x = turned(lr, symmetry).transpose(2, 0, 1)[None].astype(np.float32) / 255
-        total = total + turned_back(forward(x)[0].transpose(1, 2, 0), symmetry)
-    return to_uint8(np.asarray(total) / 8)
+        output = forward(to_batch(turned(lr, symmetry)))[0]  # (3, s·H, s·W), turned
+        outputs.append(turned_back(output.transpose(1, 2, 0), symmetry))
+    mean: NDArray[np.float64] = np.stack(outputs).mean(axis=0, dtype=np.float64)
+    return from_batch(mean.transpose(2, 0, 1)[None])
 
 
-def with_targets(images: Iterable[TrainingImage], teacher: str, *, cache: Path) -> Iterator[TrainingImage]:
-    """The images with the teacher's outputs, read from ``cache`` or made and put there.
+def make_targets(images: Sequence[TrainingImage], teacher: str, *, cache: Path, quiet: bool = True) -> None:
+    """Put the teacher's output for each image into ``cache`` where it is not there yet.
 
     Raises:
-        UserError: the teacher has another scale than the images or no weights.
+        UserError: the teacher has no weights, or another scale than the images.
     """
-    forward: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
-    for image in images:
-        path = target_file(image, teacher, cache)
-        if path.is_file():
-            target = np.load(path)
-        else:
-            forward = forward or _teacher(teacher)
-            target = ensemble(forward, image.lr)
-            if target.shape != image.hr.shape:
-                raise UserError(f"The teacher {teacher} is of another scale than the network to be trained.")
-            write_array(path, target)
-        yield dataclasses.replace(image, target=target)
+    from tqdm import tqdm
+
+    missing = [image for image in images if not target_file(image, teacher, cache).is_file()]
+    if not missing:
+        return
+    forward = _forward(teacher)
+    for image in tqdm(
+        missing, desc=f"targets of {teacher}", unit="image", leave=False, disable=True if quiet else None
+    ):
+        target = ensemble(forward, image.lr)
+        if target.shape != image.hr.shape:
+            raise UserError(f"The teacher {teacher} is of another scale than the network to be trained.")
+        write_array(target_file(image, teacher, cache), target)
 
 
-def _weights_file(network: Network) -> Path:
-    if network.weights is None:
-        raise UserError(f"{network.name} has no released weights and cannot teach.")
-    ours = Path(__file__).parents[1] / "model" / "weights" / network.weights
-    root = os.environ.get("GMIN_DATA")
-    theirs = Path(root) / "weights" / network.weights if root else ours
-    path = ours if ours.is_file() else theirs
-    if not path.is_file():
-        raise UserError(f"The weights {network.weights} of {network.name} are not in the folder weights of GMIN_DATA.")
-    return path
+def with_target(image: TrainingImage, teacher: str, *, cache: Path) -> TrainingImage:
+    """The image with the target that ``make_targets`` made."""
+    return dataclasses.replace(image, target=np.load(target_file(image, teacher, cache), mmap_mode="r"))
 
 
-def _teacher(name: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    from model.registry import create, describe
+def _forward(name: str) -> Forward:
+    import torch
 
-    network = describe(name)
-    model = create(name)
-    load_checkpoint(model, _weights_file(network))
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    from model.checkpoint import load_checkpoint
+    from model.engine import weights_path
+    from model.registry import create
+
+    model = load_checkpoint(create(name), weights_path(name))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def forward(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        result = model(torch.from_numpy(x).contiguous(memory_format=torch.channels_last))
-        return np.asarray(result.numpy())
+        batch = torch.from_numpy(x).to(device, memory_format=torch.channels_last)
+        result: NDArray[np.float32] = model(batch).cpu().numpy()
+        return result
 
     return forward
