@@ -83,6 +83,7 @@ def fetch(asset: Asset, root: Path) -> Path:
         import pooch
     except ImportError as error:
         raise UserError(f"{asset.name} must be fetched, which needs pooch: pip install 'gmin-edge[data]'.") from error
+    pooch.get_logger().setLevel("WARNING")
     folder = root / asset.folder
     folder.mkdir(parents=True, exist_ok=True)
     several = asset.source.endswith("/")
@@ -101,8 +102,8 @@ def fetch(asset: Asset, root: Path) -> Path:
             )
         except Exception as error:  # requests and pooch raise many kinds; all mean that it cannot be had
             raise UserError(
-                f"{asset.name} cannot be fetched from {asset.source} ({error}). Put it into {folder} yourself, "
-                "or set GMIN_DATA to a folder that holds it."
+                f"{asset.name} cannot be fetched from {asset.source} ({type(error).__name__}). Put it into {folder} "
+                "yourself, or set GMIN_DATA to a folder that holds it."
             ) from error
         if pixels and _pixel_sum(folder / file) != checksum.removeprefix("pixels:"):
             (folder / file).unlink()

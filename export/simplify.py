@@ -5,9 +5,11 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto
 
+from export.rewrite import split_by_weights
+
 
 def simplify(model: ModelProto) -> ModelProto:
-    """Simplify with onnxsim, re-infer shapes and check the result.
+    """Simplify with onnxsim, apply our exact rewrites, re-infer shapes and check the result.
 
     Dynamic axes stay dynamic. Names are made deterministic, so that the same network gives the same bytes.
 
@@ -19,6 +21,7 @@ def simplify(model: ModelProto) -> ModelProto:
     simplified, same = onnxsim.simplify(model)
     if not same:
         raise RuntimeError("simplification changed the output of the graph")
+    split_by_weights(simplified)
     del simplified.metadata_props[:]  # its own log; what we have to say is added afterwards
     del simplified.graph.value_info[:]  # stale after folding; inferred again
     for node in simplified.graph.node:

@@ -62,6 +62,12 @@ def convolutions(model: ModelProto) -> list[NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in constants]
 
 
+def dense(model: ModelProto) -> list[NodeProto]:
+    """The convolutions that mix channels: all but the depth-wise ones."""
+    inputs_per_group = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if len(tensor.dims) == 4}
+    return [node for node in convolutions(model) if inputs_per_group.get(node.input[1], 2) > 1]
+
+
 def tail(model: ModelProto) -> list[NodeProto]:
     """The convolutions whose result reaches the output through nothing but a shuffle, a sum or a clip."""
     producers = {name: node for node in model.graph.node for name in node.output}

@@ -34,12 +34,12 @@ def choose_range(statistics: TensorStatistics, method: Method, *, symmetric: boo
     return low, high
 
 
-def scale_and_zero_point(low: float, high: float, dtype: np.dtype[np.integer]) -> tuple[np.float32, int]:
+def scale_and_zero_point(low: float, high: float, dtype: Literal["int8", "uint8"]) -> tuple[np.float32, int]:
     """Scale and zero point of ``dtype`` (int8 or uint8) for [low, high]; 0 is represented exactly.
 
     A centred interval gives int8 the zero point 0 and the levels -127…127.
     """
-    if dtype == np.int8:
+    if dtype == "int8":
         return np.float32(max(max(-low, high) / 127, np.finfo(np.float32).tiny)), 0
     scale = np.float32(max((high - low) / 255, np.finfo(np.float32).tiny))
     return scale, int(np.clip(np.rint(-low / scale), 0, 255))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.engines.contract import Engine
-from runtime.engines.opening import BACKENDS, candidates, model_file, open_engine, split_prefix
+from runtime.engines.contract import Engine, check_model_file
+from runtime.engines.opening import BACKENDS, candidates, is_shipped, model_file, open_engine, split_prefix
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
@@ -27,23 +27,24 @@ SIZE = (1, 3, 128, 128)
 def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None) -> tuple[Engine, str]:
     """Open ``spec`` on the back end that is fastest here, and say in one sentence why it was chosen.
 
-    Candidates run in turn, A B A B …, and the medians decide. Rounding arithmetic (``openvino-bf16``) takes part only
-    where it is asked for by prefix: it changes pixels, and speed alone must not.
+    Candidates run in turn, A B A B …, and the medians decide. The name of a shipped model leaves everything to us: each
+    back end runs the file made for it. A path names one file; ``openvino-bf16``, which rounds more than that file says,
+    then takes part only where it is asked for by prefix.
 
     Raises:
         UserError: as ``open_engine``.
     """
     prefix, name = split_prefix(spec)
-    choices = [key for key in candidates(spec) if prefix or not BACKENDS[key].options]
+    choices = [key for key in candidates(spec) if prefix or is_shipped(name) or not BACKENDS[key].options]
     if len(choices) == 1 or device == "cuda":
-        return open_engine(spec, device=device, threads=threads), f"{choices[0]}: the only one asked for or present"
-    path = model_file(name)
-    key = _key(path, choices, threads)
+        return open_engine(spec, device=device, threads=threads), f"{choices[0]} is the only one asked for or present"
+    files = {choice: model_file(name, choice) for choice in choices}
+    key = _key(files, threads)
     remembered = _remembered().get(key)
     if remembered in choices:
-        engine = open_engine(f"{remembered}:{path}", device=device, threads=threads)
-        return engine, f"{remembered}: the fastest when measured on this machine"
-    engines = {choice: open_engine(f"{choice}:{path}", device=device, threads=threads) for choice in choices}
+        engine = open_engine(f"{remembered}:{name}", device=device, threads=threads)
+        return engine, f"{remembered} was the fastest when measured on this machine"
+    engines = {choice: open_engine(f"{choice}:{name}", device=device, threads=threads) for choice in choices}
     milliseconds = _measure(engines)
     best = min(milliseconds, key=lambda choice: milliseconds[choice])
     for choice, engine in engines.items():
@@ -51,7 +52,7 @@ def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None)
             engine.close()
     _remember(key, best)
     figures = ", ".join(f"{choice} {value:.0f} ms" for choice, value in sorted(milliseconds.items()))
-    return engines[best], f"{best}: the fastest just now ({figures} for {SIZE[3]}x{SIZE[2]} pixels)"
+    return engines[best], f"{best} is the fastest just now: {figures} for {SIZE[3]}x{SIZE[2]} pixels"
 
 
 def cache_folder() -> Path:
@@ -73,14 +74,19 @@ def _measure(engines: dict[str, Engine]) -> dict[str, float]:
     return {choice: statistics.median(values) for choice, values in times.items()}
 
 
-def _key(path: Path, choices: list[str], threads: int | None) -> str:
-    parts = [hashlib.sha256(path.read_bytes()).hexdigest(), str(threads), platform.processor(), platform.machine()]
-    for choice in choices:
-        try:
-            parts.append(f"{choice} {version(BACKENDS[choice].library)}")
-        except PackageNotFoundError:
-            parts.append(choice)
+def _key(files: dict[str, Path], threads: int | None) -> str:
+    parts = [str(threads), platform.processor(), platform.machine()]
+    for choice, path in files.items():
+        check_model_file(path)
+        parts += [choice, hashlib.sha256(path.read_bytes()).hexdigest(), _version(BACKENDS[choice].library)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # installed under another name, as onnxruntime-gpu is
+        return "unknown"
 
 
 def _remembered() -> dict[str, str]:

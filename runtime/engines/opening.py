@@ -12,7 +12,6 @@ from runtime.engines.contract import Engine
 from runtime.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-DEFAULT_MODEL = "gmin_x4"
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,20 @@ class Backend:
     library: str
     """Module that must be importable."""
     suffixes: tuple[str, ...]
+    flavour: str = ""
+    """Ending of the shipped model that was quantized for this back end."""
     options: tuple[tuple[str, str], ...] = ()
 
 
 BACKENDS: dict[str, Backend] = {
-    "ort": Backend("runtime.engines.ort:OrtEngine", "onnxruntime", (".onnx",)),
-    "openvino": Backend("runtime.engines.openvino:OpenVinoEngine", "openvino", (".onnx", ".xml")),
+    "ort": Backend("runtime.engines.ort:OrtEngine", "onnxruntime", (".onnx",), "_int8_cpu"),
+    "openvino": Backend("runtime.engines.openvino:OpenVinoEngine", "openvino", (".onnx", ".xml"), "_int8_openvino"),
     "openvino-bf16": Backend(
-        "runtime.engines.openvino:OpenVinoEngine", "openvino", (".onnx", ".xml"), (("precision", "bf16"),)
+        "runtime.engines.openvino:OpenVinoEngine",
+        "openvino",
+        (".onnx", ".xml"),
+        "_int8_openvino",
+        options=(("precision", "bf16"),),
     ),
 }
 """Back ends by prefix, in the order in which they are tried for a file; one row and one file add another."""
@@ -49,20 +54,24 @@ def installed(backend: Backend) -> bool:
     return importlib.util.find_spec(backend.library) is not None
 
 
-def model_file(name: str) -> Path:
-    """The file that a path or the name of a shipped model means.
+def is_shipped(name: str) -> bool:
+    """Whether ``name`` is a shipped model's, and not a file's."""
+    return not Path(name).suffix and not Path(name).exists()
+
+
+def model_file(name: str, backend: str) -> Path:
+    """The file that a path, or the name of a shipped model, means to a back end.
 
     Raises:
-        UserError: there is no such file; the message lists the shipped models.
+        UserError: no model of that name is shipped; the message lists those that are.
     """
-    path = Path(name)
-    if path.suffix or path.exists():
-        return path
-    shipped = {file.stem: file for file in sorted(MODELS.glob("*.onnx"))}
-    for candidate in (f"{name}_int8_cpu", name):
-        if candidate in shipped:
-            return shipped[candidate]
-    raise UserError(f"There is no model at {name}, and none of that name is shipped ({', '.join(shipped)}).")
+    if not is_shipped(name):
+        return Path(name)
+    for candidate in (MODELS / f"{name}{BACKENDS[backend].flavour}.onnx", MODELS / f"{name}.onnx"):
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx")))
+    raise UserError(f"There is no model at {name}, and none of that name is shipped (shipped: {shipped}).")
 
 
 def candidates(spec: str) -> list[str]:
@@ -78,7 +87,7 @@ def candidates(spec: str) -> list[str]:
         if not installed(BACKENDS[prefix]):
             raise UserError(f"The back end '{prefix}' needs {BACKENDS[prefix].library}, which is not installed.")
         return [prefix]
-    suffix = model_file(name).suffix.lower()
+    suffix = ".onnx" if is_shipped(name) else Path(name).suffix.lower()
     readers = [key for key, backend in BACKENDS.items() if suffix in backend.suffixes]
     if not readers:
         known = sorted({suffix for backend in BACKENDS.values() for suffix in backend.suffixes})
@@ -96,9 +105,10 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None) 
         UserError: as ``candidates``, or the back end refuses the file.
     """
     _, name = split_prefix(spec)
-    backend = BACKENDS[candidates(spec)[0]]
+    key = candidates(spec)[0]
+    backend = BACKENDS[key]
     module, attribute = backend.opener.split(":")
     opener: Opener = getattr(importlib.import_module(module), attribute)
-    engine = opener(model_file(name), device=device, threads=threads, **dict(backend.options))
+    engine = opener(model_file(name, key), device=device, threads=threads, **dict(backend.options))
     engine.info = replace(engine.info, engine=spec)
     return engine

@@ -1,0 +1,46 @@
+# Everything runs in .venv, made here. `make PYTHON=python3.12 demo` chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := runtime/models/gmin_x4
+
+.PHONY: demo test lint types format models clean
+
+demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light runtime only
+	$(BIN)/python runtime/infer.py docs/images/chelsea.png -o out/chelsea_x4.png
+
+test: .venv/dev  ## run the suite
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+models: .venv/dev  ## make the shipped files again from the weights (needs the DIV2K calibration patches)
+	$(BIN)/python export/to_onnx.py --ckpt model/weights/gmin_x4.safetensors -o $(MODEL).onnx
+	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8.onnx --target tensorrt
+	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_cpu.onnx --target cpu
+	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_openvino.onnx --target openvino
+
+clean:
+	rm -rf .venv out build *.egg-info
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/runtime: .venv/bin/pip pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[cpu]'
+	mkdir -p out
+	touch $@
+
+.venv/dev: .venv/bin/pip pyproject.toml constraints-dev.txt
+	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints-dev.txt
+	mkdir -p out
+	touch $@
