@@ -50,6 +50,8 @@ class FastDepthwise(nn.Module):
         self.dilation = conv.dilation[0]
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or x.device.type != "cpu" or self.weight.dtype != torch.float32:
+            raise TypeError(f"the kernels read float32 on a CPU, not {x.dtype} on {x.device}")
         return _Depthwise.apply(x, self.weight, self.bias, self.dilation)
 
 
@@ -94,7 +96,9 @@ class _Depthwise(torch.autograd.Function):
             function(*(tensor.data_ptr() for tensor in pointers), height, width, c, k, dilation)
 
         _each(image, n)
-        return dx, dw.sum(0).t().reshape(c, 1, k, k).contiguous(memory_format=torch.channels_last), db.sum(0), None
+        # (k*k, C) to (C, 1, k, k) in the weight's own strides, which torchrun's gradient buckets have as well
+        gradient_of_weight = torch.empty_like(weight).copy_(dw.sum(0).t().view_as(weight))
+        return dx, gradient_of_weight, db.sum(0), None
 
 
 def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, k: int, dilation: int) -> Tensor:

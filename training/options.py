@@ -88,6 +88,8 @@ class TrainingOptions:
             raise UserError(f"teacher_share must lie between 0 and 1, got {self.teacher_share}.")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must be at least 0 and below 1, got {self.ema}.")
+        if self.cpu_kernels != "torch" and (self.precision != "fp32" or self.compile):
+            raise UserError("cpu_kernels go with precision fp32 and without compile.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):
             raise UserError("warmup_steps must not be negative, and decay_steps must lie between 0 and steps.")
 

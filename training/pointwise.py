@@ -48,6 +48,7 @@ class _Pointwise(torch.autograd.Function):
         matrix = weight.flatten(1).bfloat16()  # (O, I)
         ctx.save_for_backward(rows, matrix)
         ctx.size = (n, height, width)
+        ctx.layout = weight.shape, weight.stride()
         return _image(bias + rows @ matrix.t(), ctx.size)
 
     @staticmethod
@@ -57,7 +58,8 @@ class _Pointwise(torch.autograd.Function):
         offset = slope.sum(0)
         slope = slope.bfloat16()
         dx = _image((slope @ matrix).float(), ctx.size) if ctx.needs_input_grad[0] else None
-        return dx, (slope.t() @ rows).float()[..., None, None], offset
+        dw = (slope.t() @ rows).float()  # (O, I), which lies in memory as (O, I, 1, 1) does, whatever its strides say
+        return dx, dw.as_strided(*ctx.layout), offset
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -140,6 +140,8 @@ def train_from(
         images, validation = gather(options, network, process, quiet=quiet)
         pixels = sum(image.hr.shape[0] * image.hr.shape[1] for image in images)
         tell(f"{len(images)} images, {pixels / 1e6:.1f} megapixels; {len(validation)} held out.")
+        if options.cpu_kernels != "torch" and process.device != "cpu":
+            raise UserError(f"There is a GPU here, where cpu_kernels {options.cpu_kernels} do not run; use torch.")
         module, fresh = build(options)
         if fresh:
             tell(f"Starting fresh, because {options.initial} does not fit there: {', '.join(fresh)}.")

@@ -66,6 +66,12 @@ def test_replaces_what_it_can_do_and_keeps_the_state_dict() -> None:
     torch.testing.assert_close(fast(x), plain(x))
 
 
+def test_other_types_are_refused() -> None:
+    conv = FastDepthwise(nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    with pytest.raises(TypeError, match="bfloat16"):
+        conv(torch.rand(1, 8, 4, 4, dtype=torch.bfloat16))
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     depthwise._library.cache_clear()
     monkeypatch.delenv("CC", raising=False)

@@ -38,6 +38,7 @@ def test_what_is_named_wins() -> None:
         ({"batch": True}, "batch"),
         ({"teacher_share": 1.5}, "teacher_share"),
         ({"exclude": "x"}, "exclude"),
+        ({"cpu_kernels": "fp32", "precision": "bf16"}, "cpu_kernels"),
     ],
 )
 def test_mistakes_are_named(table: dict[str, object], said: str) -> None:
