@@ -54,20 +54,24 @@ def load_image(path: Path, *, scale: int, cache: Path | None = None, lr_path: Pa
     Raises:
         UserError: a file is no picture, smaller than one LR pixel, or the LR image has not 1/scale of the size.
     """
-    stored = None if cache is None else [cache / f"{cache_name(path)}_{kind}_x{scale}.npy" for kind in ("hr", "lr")]
-    if stored is not None and lr_path is None and all(file.is_file() for file in stored):
-        hr, lr = (np.load(file, mmap_mode="r") for file in stored)
+    if cache is None:
+        hr, lr = _read_pair(path, lr_path, scale)
         return TrainingImage(path, hr, lr)
+    stored = cache / f"{cache_name(path)}_hr_x{scale}.npy", cache / f"{cache_name(lr_path or path)}_lr_x{scale}.npy"
+    if not all(file.is_file() for file in stored):
+        for file, image in zip(stored, _read_pair(path, lr_path, scale), strict=True):
+            write_array(file, image)
+    return TrainingImage(path, *(np.load(file, mmap_mode="r") for file in stored))
+
+
+def _read_pair(path: Path, lr_path: Path | None, scale: int) -> tuple[Rgb, Rgb]:
     hr = np.ascontiguousarray(crop_to_multiple(read_rgb(path), scale))
     if not hr.size:
         raise UserError(f"{path} is {hr.shape[1]} x {hr.shape[0]} pixels, too small for x{scale}.")
     lr = downscale(hr, scale) if lr_path is None else read_rgb(lr_path)
     if lr.shape[0] * scale != hr.shape[0] or lr.shape[1] * scale != hr.shape[1]:
         raise UserError(f"{lr_path} is {lr.shape[1]} x {lr.shape[0]}, not 1/{scale} of {path}.")
-    if stored is not None:
-        for file, image in zip(stored, (hr, lr), strict=True):
-            write_array(file, image)
-    return TrainingImage(path, hr, lr)
+    return hr, lr
 
 
 def lr_counterpart(path: Path, *, data: Path, lr_data: Path, scale: int) -> Path:

@@ -220,7 +220,10 @@ def gather(
 
 
 def build(options: TrainingOptions) -> tuple[nn.Module, list[str]]:
-    """The network that ``options`` name, and which of its layers the initial weights do not fill."""
+    """The network that ``options`` name, and which of its layers the initial weights do not fill.
+
+    Initial weights are of no use to a run that has a checkpoint, and are not read.
+    """
     import torch
 
     from model.registry import create
@@ -228,7 +231,9 @@ def build(options: TrainingOptions) -> tuple[nn.Module, list[str]]:
 
     torch.manual_seed(options.seed)
     module = create(options.model)
-    fresh = load_fitting(module, options.initial) if options.initial is not None else []
+    fresh: list[str] = []
+    if options.initial is not None and not (options.output / "checkpoint.pt").is_file():
+        fresh = load_fitting(module, options.initial)
     if options.cpu_kernels != "torch":
         from training.depthwise import with_fast_depthwise
         from training.pointwise import with_bfloat16_pointwise

@@ -59,7 +59,9 @@ def test_lr_images_from_the_disk(pictures: Path, tmp_path: Path) -> None:
     mark = np.full((16, 18, 3), 7, np.uint8)
     cv2.imwrite(str(folder / "valid" / "heldx4.png"), mark)
     found = lr_counterpart(path, data=pictures, lr_data=folder, scale=4)
-    np.testing.assert_array_equal(load_image(path, scale=4, lr_path=found).lr, mark)
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        load_image(path, scale=4, cache=cache)  # an LR image of our own making must not take its place
+        np.testing.assert_array_equal(load_image(path, scale=4, cache=cache, lr_path=found).lr, mark)
     with pytest.raises(UserError, match="not 1/2"):
         load_image(path, scale=2, lr_path=found)
 
