@@ -1,19 +1,26 @@
 """Exact structural re-parameterisation: fewer parameters and operations, the same output up to rounding.
 
-Nothing but 1×1 convolutions reads what a GMIM gives (the next SAU and the fusion of all stages), so the linear
+GMIN: nothing but 1×1 convolutions reads what a GMIM gives (the next SAU and the fusion of all stages), so the linear
 ``egsfn.project`` that ends it can be multiplied into its readers. SAU's gain becomes part of its convolution, and the
-offset of the output part of the last bias.
+offset of the output part of the last bias. LKDN and BSRN read four copies of the image, RLFN an image in [0, 255];
+both become part of the first convolution (and the last one's).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from model.gmin import Gmim, Gmin, SpatialAdaptiveUnit, global_mean
+from model.blocks import DistillationTrunk, global_mean
+from model.bsrn import Bsrn
+from model.gmin import Gmim, Gmin, SpatialAdaptiveUnit
+from model.lkdn import Lkdn
+from model.rlfn import Rlfn
 
 
 class FoldedSpatialAdaptiveUnit(nn.Module):
@@ -36,7 +43,7 @@ class FoldedSpatialAdaptiveUnit(nn.Module):
 
 def can_fold(model: nn.Module) -> bool:
     """Whether ``fold`` knows this network."""
-    return isinstance(model, Gmin)
+    return type(model) in _FOLDS
 
 
 @torch.no_grad()
@@ -49,16 +56,39 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the network is not one that this function knows; ask ``can_fold``.
     """
-    if not isinstance(model, Gmin):
+    if not can_fold(model):
         raise ValueError(f"do not know how to fold {type(model).__name__}")
     folded = copy.deepcopy(model).eval()
-    fold_projections(folded)
-    for module in folded.body:
+    _FOLDS[type(model)](folded)
+    return folded
+
+
+def fold_gmin(model: Gmin) -> None:
+    """Fold GMIN's projections, gains and output offset, in place."""
+    fold_projections(model)
+    for module in model.body:
         if isinstance(module, Gmim) and isinstance(module.sml.sau, SpatialAdaptiveUnit):
             module.sml.sau = FoldedSpatialAdaptiveUnit(module.sml.sau)
-    _set(folded.tail, folded.tail.weight.double(), _bias(folded.tail) + folded.output_offset)
-    folded.output_offset = 0.0
-    return folded
+    _set(model.tail, model.tail.weight.double(), _bias(model.tail) + model.output_offset)
+    model.output_offset = 0.0
+
+
+def fold_input_copies(model: DistillationTrunk) -> None:
+    """Let the first 1×1 convolution read the image once, with the sum of its weights for the copies, in place."""
+    first = model.fea_conv.pw
+    weight = first.weight.double().unflatten(1, (model.copies, 3)).sum(dim=1)  # (C, 3, 1, 1)
+    model.fea_conv.pw = nn.Conv2d(3, first.out_channels, 1, bias=False)
+    model.fea_conv.pw.weight = nn.Parameter(weight.float())
+    model.copies = 1
+
+
+def fold_pixel_range(model: Rlfn) -> None:
+    """Let RLFN's first convolution read [0, 1] and its last one give [0, 1], in place."""
+    first, last = model.conv_1, model.upsampler.get_submodule("0")
+    assert isinstance(last, nn.Conv2d)
+    _set(first, first.weight.double() * model.pixel_range, _bias(first))
+    _set(last, last.weight.double() / model.pixel_range, _bias(last) / model.pixel_range)
+    model.pixel_range = 1.0
 
 
 def fold_projections(model: Gmin) -> None:
@@ -96,3 +126,11 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 def _set(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
     conv.weight = nn.Parameter(weight.float())
     conv.bias = nn.Parameter(bias.float())
+
+
+_FOLDS: dict[type[nn.Module], Callable[[Any], None]] = {
+    Gmin: fold_gmin,
+    Lkdn: fold_input_copies,
+    Bsrn: fold_input_copies,
+    Rlfn: fold_pixel_range,
+}

@@ -7,13 +7,15 @@ MogaNet for the feature decomposition, BSRN for ESDB. Comments give shapes; C is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- the name every reader of PyTorch code knows
 
-from model.blocks import BlueprintConv, depthwise
+from model.blocks import Distillation, depthwise, global_mean
 
 SauKind = Literal["full", "conv", "none"]
 MixerKind = Literal["gmib", "esdb", "mlka"]
@@ -61,26 +63,6 @@ class GatedMultiScaleBlock(nn.Module):
         near, mid, far = self.dw(x).split(self.parts, dim=1)  # C/8, 3C/8, C/2
         scales = torch.cat((near, self.dw_mid(mid), self.dw_far(far)), dim=1)
         return gate * F.silu(self.fuse(scales))
-
-
-class Esdb(nn.Module):
-    """ESDB, the block of BSRN without its two attentions (ablation of GMIB)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        half = width // 2
-        self.distill = nn.ModuleList(nn.Conv2d(width, half, 1) for _ in range(3))
-        self.refine = nn.ModuleList(BlueprintConv(width, width) for _ in range(3))
-        self.last = BlueprintConv(width, half)
-        self.fuse = nn.Conv2d(4 * half, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        for distill, refine in zip(self.distill, self.refine, strict=True):
-            kept.append(F.gelu(distill(x)))  # (N, C/2, H, W)
-            x = F.gelu(refine(x) + x)
-        kept.append(F.gelu(self.last(x)))
-        return self.fuse(torch.cat(kept, dim=1))
 
 
 class Mlka(nn.Module):
@@ -151,7 +133,11 @@ class SpatialMixingLayer(nn.Module):
     def __init__(self, width: int, sau: SauKind, mixer: MixerKind) -> None:
         super().__init__()
         units = {"full": SpatialAdaptiveUnit, "conv": PointwiseUnit}
-        mixers = {"gmib": GatedMultiScaleBlock, "esdb": Esdb, "mlka": Mlka}
+        mixers: dict[str, Callable[[int], nn.Module]] = {
+            "gmib": GatedMultiScaleBlock,
+            "esdb": partial(Distillation, residual=True),  # ESDB without its two attentions
+            "mlka": Mlka,
+        }
         self.sau = units[sau](width) if sau != "none" else nn.Identity()
         self.gmib = mixers[mixer](width)
 
@@ -221,8 +207,3 @@ class Gmin(nn.Module):
         deep = self.lka(F.gelu(self.msff(torch.cat(stages, dim=1))))  # 7C -> C
         y = F.pixel_shuffle(self.tail(deep + shallow), self.scale)  # (N, 3, sH, sW)
         return y + self.output_offset if self.output_offset else y
-
-
-def global_mean(x: Tensor) -> Tensor:
-    """Mean over height and width, (N, C, 1, 1), in float32: a half-precision sum over a frame overflows."""
-    return x.float().mean(dim=(2, 3), keepdim=True).to(x.dtype)

@@ -32,7 +32,10 @@ class Network:
     """Smallest height and width of the LR input, in pixels."""
     tiling: Literal["exact", "approximate"]
     receptive_radius: int
-    """LR pixels around a tile that can change it; the pooled branches of "approximate" networks left out."""
+    """LR pixels around a tile that can change it; the pooled branches of "approximate" networks left out.
+
+    HNCT's holds for tiles that begin at multiples of 8, where its windows begin.
+    """
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -73,12 +76,112 @@ def _gmin(name: str, scale: int, *, modules: int = 7, weights: str | None = None
     )
 
 
+def _published(
+    family: str,
+    builder: str,
+    *,
+    weights: Mapping[int, str | None],
+    radius: int,
+    source: str,
+    minimum_size: int = 15,  # below it the spatial attention that most of them share has nothing to pool
+    tiling: Literal["exact", "approximate"] = "approximate",
+    dtype_note: str = "",
+    **options: Any,
+) -> list[Network]:
+    """A network of others, at each scale of ``weights``."""
+    return [
+        Network(
+            name=f"{family}_x{scale}",
+            scale=scale,
+            builder=builder,
+            minimum_size=minimum_size,
+            tiling=tiling,
+            receptive_radius=radius,
+            source=source,
+            options=options,
+            weights=file_name,
+            dtype_note=dtype_note,
+        )
+        for scale, file_name in weights.items()
+    ]
+
+
+_LKDN_NOTE = (
+    "The released weights overflow float16 (activations of 1e9 and more inside the attention): "
+    "apply model.rescaling.rescale_lkdn before float16 or INT8, and keep pixel norm in float32."
+)
+_HNCT_SOURCE = "Fang et al., HNCT, CVPR Workshops 2022 (lhjthp/HNCT; no licence: bring the official x4.pt yourself)"
+_SMFANET_SOURCE = "Zheng et al., SMFANet, ECCV 2024 (Zheng-MJ/SMFANet, Apache-2.0)"
+_SMFANET_NOTE = "Keep the pixel normalisation (its 1e-12 vanishes in float16) and the frame variance in float32."
+
 _NETWORKS: dict[str, Network] = {
     network.name: network
     for network in (
         *(_gmin(f"gmin_x{s}", s, weights="gmin_x4.safetensors" if s == 4 else None) for s in (2, 3, 4)),
         *(_gmin(f"gmin_l_x{s}", s, modules=9) for s in (2, 3, 4)),
         *(_gmin(f"gmin_{label}_x{s}", s, **o) for label, o in _GMIN_ABLATIONS.items() for s in (2, 3, 4)),
+        *_published(
+            "lkdn",
+            "model.lkdn:Lkdn",
+            weights={s: f"lkdn_x{s}.pth" for s in (2, 3, 4)},
+            minimum_size=1,
+            tiling="exact",
+            radius=1 + 8 * (4 + 8) + 1 + 1,  # head; distillation and attention; fusion; tail
+            source="Xie et al., LKDN, CVPR Workshops 2023 (stella-von/LKDN, MIT)",
+            dtype_note=_LKDN_NOTE,
+        ),
+        *_published(
+            "bsrn",
+            "model.bsrn:Bsrn",
+            weights={s: f"bsrn_x{s}.pth" for s in (2, 3, 4)},
+            radius=1 + 8 * 4 + 1 + 1,
+            source="Li et al., BSRN, CVPR Workshops 2022 (xiaom233/BSRN, MIT)",
+            dtype_note="Keep the channel attention's mean and deviation over the frame in float32.",
+        ),
+        *_published(
+            "hnct",
+            "model.hnct:Hnct",
+            weights={s: f"hnct_x{s}.pt" for s in (2, 3, 4)},
+            radius=1 + (11 + 1) + 3 * (7 + 1) + 1 + 1,  # windows begin alike in all blocks: 11 pixels once, then 7
+            source=_HNCT_SOURCE,
+            dtype_note="Keep LayerNorm, softmax and the masked logits in float16 or better.",
+        ),
+        *_published(
+            "rlfn",
+            "model.rlfn:Rlfn",
+            weights={2: None, 4: "rlfn_x4.pth"},
+            radius=1 + 6 * 3 + 1 + 1,
+            source="Kong et al., RLFN, CVPR Workshops 2022 (bytedance/RLFN, Apache-2.0)",
+            dtype_note="Inside it works on [0, 255]: watch float16 accumulation.",
+        ),
+        *_published(
+            "efdn",
+            "model.efdn:Efdn",
+            weights={4: "efdn_ntire2022_x4.pth"},
+            radius=1 + 4 * 2 + 1,
+            source="Wang, EFDN, CVPR Workshops 2022 (ofsoundof/NTIRE2022_ESR team01, MIT)",
+            dtype_note="PReLU slopes are of either sign: its input must keep both.",
+        ),
+        *_published(
+            "smfanet",
+            "model.smfanet:Smfanet",
+            weights={2: None, 3: None, 4: "smfanet_div2k_x4.pth"},
+            minimum_size=8,
+            radius=1 + 8 * 2 + 1,
+            source=_SMFANET_SOURCE,
+            dtype_note=_SMFANET_NOTE,
+        ),
+        *_published(
+            "smfanet_plus",
+            "model.smfanet:Smfanet",
+            weights={2: None, 3: None, 4: "smfanet_plus_div2k_x4.pth"},
+            minimum_size=8,
+            radius=1 + 12 * 2 + 1,
+            source=_SMFANET_SOURCE,
+            dtype_note=_SMFANET_NOTE,
+            width=48,
+            blocks=12,
+        ),
     )
 }
 

@@ -71,7 +71,8 @@ def collect_statistics(
     computed = [name for name in tensors if name != graph_input.name]
     seen = 0
     for image in images:
-        values = dict(zip(computed, session.run(computed, {graph_input.name: image}), strict=True))
+        results = session.run(computed, {graph_input.name: image}) if computed else []  # [] would mean all outputs
+        values = dict(zip(computed, results, strict=True))
         values[graph_input.name] = image
         for name, kept in statistics.items():
             kept.add(values[name], name)

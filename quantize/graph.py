@@ -83,6 +83,12 @@ def tail(model: ModelProto) -> list[NodeProto]:
     return found
 
 
+def sums_before(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """The additions whose result ``nodes`` read directly: the long residual that ends in the last convolution."""
+    read = {node.input[0] for node in nodes}
+    return [node for node in model.graph.node if node.op_type == "Add" and node.output[0] in read]
+
+
 def float_tensors(model: ModelProto) -> set[str]:
     """Names of all activations that are FP32, the input included."""
     graph = model.graph

@@ -31,7 +31,7 @@ def insert_qdq(
     convolutions: Collection[str],
     *,
     bias: Literal["float32", "int32"],
-    readers: Literal["convolutions", "all"],
+    readers: Collection[str],
 ) -> ModelProto:
     """A copy of ``model`` with Q/DQ pairs on ``activations`` and 8-bit weights in ``convolutions``.
 
@@ -42,7 +42,7 @@ def insert_qdq(
             must be among ``activations``.
         bias: "float32" leaves biases alone (TensorRT refuses others), "int32" stores them at the product of the
             scales, as CPU engines fuse them.
-        readers: who reads the 8-bit values: only ``convolutions``, or every node.
+        readers: names of the nodes that read the 8-bit values; all others go on reading floats.
 
     Raises:
         ValueError: a convolution's input has no scale.
@@ -60,7 +60,7 @@ def insert_qdq(
         quantized = node.name in convolutions
         original = list(node.input)
         for i, name in enumerate(original):
-            if name in activations and (quantized or readers == "all"):
+            if name in activations and node.name in readers:
                 node.input[i] = _restored(name)
         if quantized:
             if original[0] not in activations:

@@ -72,41 +72,41 @@ def quantize_model(
             depth-wise convolutions are slower than float ones (docs/decisions/0002-flavours.md has the profile).
         method: how a tensor's interval is chosen. Pictures are never clipped, whatever the method: the input and the
             output keep the levels k/255.
-        float_tail: leave the convolution that gives the output in float.
+        float_tail: leave the convolution that gives the output, and the sum that it reads, in float.
     """
     from quantize.calibration import collect_statistics
-    from quantize.graph import convolutions, dense, float_tensors, tail
+    from quantize.graph import convolutions, dense, float_tensors, sums_before, tail
     from quantize.passes import centre_input_on_levels
     from quantize.placement import Affine, insert_qdq
     from quantize.ranges import choose_range, scale_and_zero_point
 
     prepared = type(model)()
     prepared.CopyFrom(model)
-    kept_float = {node.name for node in tail(prepared)} if float_tail else set()
+    last = tail(prepared) if float_tail else []
+    kept_float = {node.name for node in (*last, *sums_before(prepared, last))}
     centred = centre_input_on_levels(prepared)
     eligible = dense(prepared) if target == "openvino" else convolutions(prepared)
-    quantized = [node for node in eligible if node.name not in kept_float]
-    dtype: Literal["int8", "uint8"] = "int8" if target == "tensorrt" else "uint8"
-    exact = _picture_levels(prepared, centred, target)
-    watched = {node.input[0] for node in quantized}
-    if target == "cpu":
-        outputs = _after(prepared, kept_float)
-        watched |= float_tensors(prepared) - outputs
-        exact = {name: affine for name, affine in exact.items() if name not in outputs}
+    quantized = {node.name for node in eligible} - kept_float
+    everywhere = target == "cpu"
+    readers = [n for n in prepared.graph.node if (n.name not in kept_float if everywhere else n.name in quantized)]
+    watched = float_tensors(prepared) & {name for node in readers for name in node.input}
+    if everywhere and not float_tail:
+        watched |= {output.name for output in prepared.graph.output}
+    if not everywhere:
+        watched &= {node.input[0] for node in readers}
+    exact = {name: affine for name, affine in _picture_levels(prepared, centred, target).items() if name in watched}
     statistics = collect_statistics(prepared, sorted(watched - set(exact)), patches.batches())
-    activations: dict[str, Affine] = {}
-    for name in sorted(watched):
-        if name in exact:
-            activations[name] = exact[name]
-            continue
-        low, high = choose_range(statistics[name], method, symmetric=dtype == "int8")
+    dtype: Literal["int8", "uint8"] = "int8" if target == "tensorrt" else "uint8"
+    activations = dict(exact)
+    for name, kept in statistics.items():
+        low, high = choose_range(kept, method, symmetric=dtype == "int8")
         activations[name] = Affine(*scale_and_zero_point(low, high, dtype), dtype)
     result = insert_qdq(
         prepared,
         activations,
-        {node.name for node in quantized},
+        quantized,
         bias="float32" if target == "tensorrt" else "int32",
-        readers="all" if target == "cpu" else "convolutions",
+        readers={node.name for node in readers},
     )
     del result.graph.value_info[:]
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -162,15 +162,6 @@ def _picture_levels(model: ModelProto, centred: str | None, target: Target) -> d
     return levels
 
 
-def _after(model: ModelProto, nodes: set[str]) -> set[str]:
-    """Tensors computed by ``nodes`` and by whatever follows them."""
-    found: set[str] = set()
-    for node in model.graph.node:  # in topological order
-        if node.name in nodes or found.intersection(node.input):
-            found.update(node.output)
-    return found
-
-
 app = new_app("Quantize an FP32 ONNX file to INT8.")
 
 
@@ -186,11 +177,8 @@ def main(
     method: Annotated[MethodOption, typer.Option(help="How the interval of a tensor is chosen.")] = "mse",
     patches: Annotated[int, typer.Option(min=1, help="Pictures to calibrate on, at most.")] = 64,
     float_tail: Annotated[
-        bool | None,
-        typer.Option(
-            "--float-tail/--int8-tail", help="Precision of the last convolution. Default: float for tensorrt."
-        ),
-    ] = None,
+        bool, typer.Option("--float-tail/--int8-tail", help="Precision of the last convolution and of what it reads.")
+    ] = True,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -207,8 +195,7 @@ def main(
     check_quantizable(source, model)
     scale = OrtEngine(model, device="cpu").info.scale
     chosen = load_patches(calib, scale, patches)
-    tail_in_float = target != "cpu" if float_tail is None else float_tail
-    result = quantize_model(source, chosen, target=target, method=method, float_tail=tail_in_float)
+    result = quantize_model(source, chosen, target=target, method=method, float_tail=float_tail)
     if target == "tensorrt" and (faults := lint_for_tensorrt(result)):
         raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
     content = result.SerializeToString(deterministic=True)

@@ -1,0 +1,109 @@
+"""GMIN and its variants against the specification and the golden vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.folding import can_fold, fold
+from model.registry import create, describe, names
+
+ROOT = Path(__file__).resolve().parents[2]
+GMIN = [name for name in names() if name.startswith("gmin")]
+
+
+def randomised(name: str) -> torch.nn.Module:
+    """A network whose every parameter matters: fresh weights leave γ at 1e-5, where a wrong fold would not show."""
+    torch.manual_seed(1)
+    model = create(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def test_matches_the_golden_vector(gmin_data: Path) -> None:
+    golden = np.load(gmin_data / "golden/gmin_x4_bootstrap.npz")
+    model = load_checkpoint(create("gmin_x4"), gmin_data / "weights/gmin_x4_bootstrap.safetensors")
+    with torch.no_grad():
+        output = model(torch.from_numpy(golden["input"])).numpy()
+    assert np.abs(output - golden["output"]).max() <= 2e-5
+
+
+def test_parameters_of_the_reference_network() -> None:
+    assert sum(p.numel() for p in create("gmin_x4").parameters()) == 300_992
+
+
+def test_state_dict_names() -> None:
+    keys = create("gmin_x4").state_dict().keys()
+    for stem in ("sml.sau.proj", "sml.gmib.gate", "sml.gmib.dw_far", "egsfn.expand", "egsfn.project"):
+        assert f"body.6.{stem}.weight" in keys
+    assert {"head.weight", "msff.bias", "lka.dw_dilated.weight", "tail.bias", "body.0.sml.sau.gamma"} <= set(keys)
+    assert len(keys) == 159
+
+
+@pytest.mark.parametrize("name", GMIN)
+def test_every_variant_runs_from_one_pixel_on(name: str) -> None:
+    scale = describe(name).scale
+    model = create(name)
+    for height, width in ((1, 1), (5, 8)):
+        with torch.no_grad():
+            assert model(torch.rand(2, 3, height, width)).shape == (2, 3, scale * height, scale * width)
+
+
+@pytest.mark.parametrize("name", [name for name in GMIN if name.endswith("x4")])
+def test_folding_changes_nothing_but_the_size(name: str) -> None:
+    model = randomised(name)
+    folded = fold(model)
+    image = torch.rand(2, 3, 17, 22)
+    with torch.no_grad():
+        expected = model(image)
+        # Relative: random weights of this size give outputs far outside [0, 1]
+        assert (folded(image) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+    assert sum(p.numel() for p in folded.parameters()) <= sum(p.numel() for p in model.parameters())
+
+
+def test_folding_the_shipped_network() -> None:
+    model = load_checkpoint(create("gmin_x4"), ROOT / "model/weights/gmin_x4.safetensors")
+    folded = fold(model)
+    image = torch.rand(1, 3, 40, 31, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (folded(image) - model(image)).abs().max() <= 1e-5
+    assert sum(p.numel() for p in folded.parameters()) == 271_872
+    convolutions = [sum(isinstance(m, torch.nn.Conv2d) for m in net.modules()) for net in (model, folded)]
+    assert convolutions == [76, 69]
+    assert model.state_dict().keys() == create("gmin_x4").state_dict().keys(), "folding must not touch its argument"
+
+
+def test_folding_knows_what_it_does_not_know() -> None:
+    assert not can_fold(torch.nn.Identity())
+    with pytest.raises(ValueError, match="do not know"):
+        fold(torch.nn.Identity())
+
+
+def test_the_mean_makes_tiling_approximate() -> None:
+    assert describe("gmin_x4").tiling == "approximate"
+    assert describe("gmin_sau_conv_x4").tiling == "exact"
+
+
+@pytest.mark.parametrize(
+    "name", ["gmin_sau_conv_x2", "gmin_esdb_x2", "gmin_mlka_x2", "gmin_ffn_x2", "gmin_conv_ffn_x2"]
+)
+def test_the_receptive_radius_is_the_networks(name: str) -> None:
+    """A pixel changes nothing beyond the stated radius, and something at it (the mean is switched off)."""
+    network, model = describe(name), randomised(name)
+    for module in model.modules():
+        if hasattr(module, "gamma"):
+            module.gamma.data.zero_()
+    size, radius = 2 * network.receptive_radius + 5, network.receptive_radius
+    image = torch.zeros(1, 3, 1, size)
+    changed = image.clone()
+    changed[..., size // 2] = 1
+    with torch.no_grad():
+        difference = (model(changed) - model(image)).abs().amax(dim=(0, 1, 2)).reshape(size, -1).amax(dim=1)
+    reached = torch.nonzero(difference).flatten()
+    assert reached.min() >= size // 2 - radius
+    assert reached.max() <= size // 2 + radius
+    assert reached.max() - reached.min() > radius, "the stated radius is far too large"

@@ -1,0 +1,207 @@
+"""Quantization end to end, without third-party data: three flavours, their pixels, their bytes, their refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from data.metrics import psnr
+from data.sets import to_batch
+from quantize.calibration import collect_statistics
+from quantize.graph import convolutions, dense, read_onnx, tail
+from quantize.passes import centre_input_on_levels
+from quantize.placement import quantize_weight
+from tests.conftest import ROOT, Script
+
+MODELS = ROOT / "runtime/models"
+FLAVOURS = {"tensorrt": "gmin_x4_int8.onnx", "cpu": "gmin_x4_int8_cpu.onnx", "openvino": "gmin_x4_int8_openvino.onnx"}
+
+
+def run(path: Path, batch: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": batch})[0]
+
+
+@pytest.mark.parametrize("target", FLAVOURS)
+def test_command(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: Path, target: str) -> None:
+    results = []
+    for i in range(2):
+        done = script(
+            "quantize/ptq.py", fp32_onnx, "-o", tmp_path / f"{i}.onnx", "--calib", patch_folder, "--target", target,
+            "--json", tmp_path / f"{i}.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append((tmp_path / f"{i}.onnx").read_bytes())
+    assert results[0] == results[1], "the same command must give the same bytes"
+    report = json.loads((tmp_path / "0.json").read_text())
+    assert report["convolutions_int8"] == {"tensorrt": 82, "cpu": 83, "openvino": 38}[target]
+    assert report["convolutions_int8"] + report["convolutions_float"] == 83
+    assert report["psnr_against_fp32_db"] > 40
+    assert report["size_bytes"] < 0.65 * report["source_bytes"]
+    assert "held-out patches" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+def test_methods(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: Path, method: str) -> None:
+    done = script(
+        "quantize/ptq.py", fp32_onnx, "-o", tmp_path / "a.onnx", "--calib", patch_folder, "--method", method,
+        "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["method"] == method
+    assert report["psnr_against_fp32_db"] > 38
+
+
+@pytest.mark.parametrize("name", FLAVOURS.values())
+def test_the_shipped_files_keep_pure_colours_and_gradients(name: str) -> None:
+    colours = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
+    for colour in colours.astype(np.float32):
+        batch = np.tile(colour[None, :, None, None], (1, 1, 24, 24))
+        exact, result = (run(MODELS / file, batch).clip(0, 1) for file in ("gmin_x4.onnx", name))
+        assert np.abs(result - exact).max() * 255 <= 3, colour
+    ramp = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (1, 3, 24, 1))
+    exact, result = (run(MODELS / file, ramp).clip(0, 1) for file in ("gmin_x4.onnx", name))
+    assert np.abs(result - exact).mean() * 255 < 0.6
+
+
+@pytest.mark.parametrize("name", FLAVOURS.values())
+def test_the_shipped_files_are_those_of_the_shipped_network(name: str, photo: np.ndarray) -> None:
+    batch = to_batch(photo[:96, :128])
+    exact, result = (run(MODELS / file, batch).clip(0, 1) for file in ("gmin_x4.onnx", name))
+    assert psnr(exact, result, peak=1.0) > 44
+    digests = {
+        entry.value
+        for file in ("gmin_x4.onnx", name)
+        for entry in onnx.load(MODELS / file).metadata_props
+        if entry.key == "gmin.checkpoint_sha256"
+    }
+    assert len(digests) == 1
+
+
+def test_the_shipped_onnx_is_the_export_of_the_shipped_weights(fp32_onnx: Path, photo: np.ndarray) -> None:
+    batch = to_batch(photo[100:140, 100:150])
+    assert np.abs(run(fp32_onnx, batch) - run(MODELS / "gmin_x4.onnx", batch)).max() < 1e-5
+
+
+def test_flavours_hold_what_they_promise() -> None:
+    kinds = {}
+    for target, name in FLAVOURS.items():
+        graph = onnx.load(MODELS / name).graph
+        zero = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith("_zero_point")}
+        quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+        kinds[target] = {zero[node.input[2]].dtype.name for node in quantizers}
+        if target == "tensorrt":
+            assert not any(zero[node.input[2]].any() for node in quantizers)
+            assert not any(t.data_type == TensorProto.INT32 for t in graph.initializer)
+    assert kinds == {"tensorrt": {"int8"}, "cpu": {"uint8"}, "openvino": {"uint8"}}
+
+
+def test_weights_are_symmetric_per_channel() -> None:
+    weight = np.random.default_rng(0).normal(0, 1, (8, 4, 3, 3)).astype(np.float32) * 10.0 ** np.arange(-4, 4).reshape(
+        -1, 1, 1, 1
+    ).astype(np.float32)
+    weight[3] = 0
+    levels, scales = quantize_weight(weight)
+    assert levels.dtype == np.int8
+    assert np.abs(levels.reshape(8, -1).astype(int)).max(axis=1).tolist() == [127, 127, 127, 0, 127, 127, 127, 127]
+    error = np.abs(levels * scales.reshape(-1, 1, 1, 1) - weight).reshape(8, -1).max(axis=1)
+    assert (error <= scales * 0.5001).all()
+
+
+def test_the_centred_input_is_exact_inside_and_close_at_the_border(fp32_onnx: Path, photo: np.ndarray) -> None:
+    model = read_onnx(fp32_onnx)
+    assert centre_input_on_levels(model) == "sub"
+    assert centre_input_on_levels(model) is None, "it is centred already"
+    head = model.graph.node[1].output[0]
+    batch = to_batch(photo[:20, :24])
+    original = read_onnx(fp32_onnx)
+    from quantize.calibration import with_outputs
+
+    a, b = (
+        onnxruntime.InferenceSession(with_outputs(m, [head]).SerializeToString()).run([head], {"input": batch})[0]
+        for m in (original, model)
+    )
+    assert np.abs(a - b)[..., 1:-1, 1:-1].max() < 1e-5
+    weights = numpy_helper.to_array(next(t for t in original.graph.initializer if t.name == "head.weight"))
+    assert 1e-5 < np.abs(a - b).max() <= 0.5 / 255 * np.abs(weights).sum(axis=(1, 2, 3)).max()
+
+
+def test_graph_roles(fp32_onnx: Path) -> None:
+    model = read_onnx(fp32_onnx)
+    assert len(convolutions(model)) == 83
+    assert len(dense(model)) == 39
+    assert [
+        numpy_helper.to_array(t).shape for n in tail(model) for t in model.graph.initializer if t.name == n.input[1]
+    ] == [(48, 64, 3, 3)]
+
+
+def test_calibration_memory_does_not_grow(fp32_onnx: Path) -> None:
+    """Peak of traced allocations with 4 and with 24 patches: statistics are of fixed size."""
+    import tracemalloc
+
+    model = read_onnx(fp32_onnx)
+    names = [node.input[0] for node in convolutions(model)]
+    peaks = []
+    for count in (4, 24):
+        tracemalloc.start()
+        patches = (np.random.default_rng(i).random((1, 3, 32, 32), dtype=np.float32) for i in range(count))
+        collect_statistics(model, names, patches)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.onnx", "-o", "a.onnx"], "There is no model at nowhere.onnx"),
+        ([MODELS / "gmin_x4.onnx", "-o", "a.txt"], "must end in .onnx"),
+        ([MODELS / "gmin_x4_int8.onnx", "-o", "a.onnx"], "is quantized already"),
+        ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", "/nowhere"], "neither DIV2K nor a folder"),
+        ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", ROOT / "docs/images/.."], "holds no pictures"),
+        ([ROOT / "README.md", "-o", "a.onnx"], "is not an ONNX file"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(script: Script, arguments: list[object], message: str) -> None:
+    done = script("quantize/ptq.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (ROOT / "a.onnx").exists()
+
+
+def test_external_data_is_refused(script: Script, tmp_path: Path) -> None:
+    model = onnx.load(MODELS / "gmin_x4.onnx")
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, location="a.bin", size_threshold=0)
+    done = script("quantize/ptq.py", tmp_path / "a.onnx", "-o", tmp_path / "b.onnx")
+    assert done.returncode == 2
+    assert "keeps weights in other files" in done.stderr
+
+
+def test_a_graph_without_names_is_named_and_quantized(script: Script, patch_folder: Path, tmp_path: Path) -> None:
+    """A foreign file: no metadata, no node names, another input name, and no centred input."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.normal(0, 0.1, (12, 3, 3, 3)), "b": random.normal(0, 0.1, 12)}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Conv", ["picture", "w", "b"], ["y"], pads=[1, 1, 1, 1]),
+            onnx.helper.make_node("DepthToSpace", ["y"], ["z"], blocksize=2, mode="CRD"),
+        ],
+        "foreign",
+        [onnx.helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 3, "H2", "W2"])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "a.onnx")
+    done = script(
+        "quantize/ptq.py", tmp_path / "a.onnx", "-o", tmp_path / "b.onnx", "--calib", patch_folder, "--int8-tail",
+        "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["convolutions_int8"] == 1
