@@ -10,7 +10,6 @@ import numpy as np
 from runtime.engines.contract import Batch, EngineInfo, check_model_file, info_from_metadata, scale_from_shapes
 from runtime.errors import UserError
 
-
 SIGNED = "int8-tensorrt"
 """Flavour that OpenVINO runs, but wrongly: BSD100 x4 fell from 27.050 dB (ONNX Runtime) to 26.491 dB (2026.4.1)."""
 
