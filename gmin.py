@@ -1,4 +1,4 @@
-"""Every script as a sub-command: ``gmin export | quantize | lint | upscale | accuracy | complexity | latency``."""
+"""Every script as a sub-command, ``gmin export``, ``gmin latency``: the same rooms through another door."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
 from runtime.command_line import new_app, run
+from training import train
 
 app = new_app("GMIN super-resolution from a checkpoint to INT8 on edge devices.")
+app.command("train")(train.main)
 app.command("export")(to_onnx.main)
 app.command("quantize")(ptq.main)
 app.command("lint")(lint.main)

@@ -76,21 +76,20 @@ def torch_network(spec: str, *, weights: bool = True) -> tuple[nn.Module, Networ
         from model.foreign import load_foreign
 
         return load_foreign(Path(name))
-    from model.checkpoint import load_checkpoint, recorded_name
+    from model.checkpoint import load_checkpoint, read_state, recorded_name
     from model.engine import weights_path
     from model.registry import create, describe
 
     if Path(name).suffix.lower() not in CHECKPOINTS:
         network, model = describe(name), create(name)
         return (load_checkpoint(model, weights_path(name)) if weights else model), network
-    recorded = recorded_name(Path(name)) if Path(name).is_file() else None
-    if recorded is None and Path(name).is_file():
+    recorded = recorded_name(Path(name))
+    if recorded is None:
+        read_state(Path(name))  # a missing or broken file is the better message
         raise UserError(
-            f"{name} does not say which network it is: name the network, or write spandrel:{name} for one that "
+            f"{name} does not say which network it is: export it with --model first, or write spandrel:{name} for one that "
             "spandrel recognises."
         )
-    if recorded is None:
-        raise UserError(f"There is no checkpoint at {name}.")
     return load_checkpoint(create(recorded), Path(name)), describe(recorded)
 
 
