@@ -27,6 +27,7 @@ from runtime.errors import UserError
 from runtime.files import check_writable
 
 if TYPE_CHECKING:
+    from benchmarks.exported import Timed
     from runtime.engines.contract import Engine, StageTimes
 
 PROTOCOL = (
@@ -187,12 +188,13 @@ def joined(*payloads: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def default_engines() -> tuple[list[tuple[str, str]], str]:
     """What is compared when nothing is named, as (ENGINE, name of the network), and why on this back end."""
-    from runtime.engines.opening import MODELS, model_file, split_prefix
+    from runtime.engines.opening import MODELS, candidates, model_file, split_prefix
     from runtime.selection import open_fastest
 
-    engine, reason = open_fastest(str(MODELS / "gmin_x4.onnx"))
+    file = str(MODELS / "gmin_x4.onnx")
+    engine, reason = open_fastest(file)
     engine.close()
-    backend = split_prefix(engine.info.engine)[0] or reason.split()[0]
+    backend = split_prefix(engine.info.engine)[0] or candidates(file)[0]
     ours = [("GMIN FP32", MODELS / "gmin_x4.onnx"), ("GMIN INT8", model_file("gmin_x4", backend))]
     theirs = [(f"{backend}:{name}_x4", f"{name.upper()} FP32") for name in ("lkdn", "bsrn", "hnct")]
     return [*((f"{backend}:{_near(path)}", label) for label, path in ours), *theirs], reason
@@ -233,7 +235,7 @@ def main(
     from tqdm import tqdm
 
     from benchmarks.environment import available_cores, environment, processor_time
-    from benchmarks.exported import Timed, open_timed
+    from benchmarks.exported import open_timed
     from benchmarks.memory import MEANING, peak_memory_mb
 
     threads = threads or available_cores()
@@ -245,9 +247,11 @@ def main(
     others: list[float] = []
     with ExitStack() as stack:
         opened: list[Timed] = []
-        for spec, _ in specs:
+        hidden = True if quiet else None  # None: hidden where there is no terminal
+        for spec, _ in tqdm(specs, desc="opening, exporting", unit="engine", leave=False, disable=hidden):
             opened.append(open_timed(spec, threads=threads))
             stack.enter_context(closing(opened[-1].engine))
+        _check_sizes(opened, sizes)
         for wanted in sizes:
             contestants = [
                 Contestant(
@@ -256,11 +260,13 @@ def main(
                     timed.weights,
                     peak_memory_mb(spec, wanted, threads=threads) if memory else None,
                 )
-                for (spec, label), timed in zip(specs, opened, strict=True)
-            ]
+                for (spec, label), timed in tqdm(
+                    list(zip(specs, opened, strict=True)), desc="memory", unit="engine", leave=False,
+                    disable=hidden if memory else True,
+                )
+            ]  # fmt: skip
             before = processor_time()
-            bar = tqdm(total=rounds + warm_up, desc=str(wanted), unit="round", leave=False,
-                       disable=True if quiet else None)  # fmt: skip
+            bar = tqdm(total=rounds + warm_up, desc=str(wanted), unit="round", leave=False, disable=hidden)
             results += measure(
                 contestants, wanted, threads=threads, rounds=rounds, warm_up=warm_up, after_round=bar.update
             )
@@ -282,6 +288,15 @@ def main(
     }
     write_json(payload, json_target)
     say(_report(results, payload, named=bool(engines)), quiet=quiet, json_target=json_target)
+
+
+def _check_sizes(opened: list[Timed], sizes: list[Size]) -> None:
+    for info in (timed.engine.info for timed in opened):
+        for size in sizes:
+            if min(size.width, size.height) < info.minimum_size:
+                raise UserError(
+                    f"{info.engine} takes no input smaller than {info.minimum_size} pixels, and not {size}."
+                )
 
 
 def _report(results: list[Latency], payload: Mapping[str, Any], *, named: bool) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import exported
-from benchmarks.latency import Contestant, joined, measure
+from benchmarks.latency import Contestant, default_engines, joined, measure
 from benchmarks.memory import peak_memory_mb
 from benchmarks.protocol import RANDOM, Size
 from runtime.engines.contract import EngineInfo, StageTimes, TimedEngine
@@ -131,6 +131,16 @@ def test_a_network_without_weights_is_timed_in_pytorch_too(monkeypatch: pytest.M
     timed.engine.close()
 
 
+def test_without_names_the_five_of_the_paper_run_on_the_best_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = FakeEngine("ort:gmin_x4.onnx", Clock(), [])
+    monkeypatch.setattr("runtime.selection.open_fastest", lambda _: (chosen, "ort was the fastest"))
+    engines, reason = default_engines()
+    assert [label for _, label in engines] == ["GMIN FP32", "GMIN INT8", "LKDN FP32", "BSRN FP32", "HNCT FP32"]
+    assert engines[1][0].endswith("gmin_x4_int8_cpu.onnx")
+    assert [spec for spec, _ in engines[2:]] == ["ort:lkdn_x4", "ort:bsrn_x4", "ort:hnct_x4"]
+    assert reason == "ort was the fastest"
+
+
 def test_script(script: Script) -> None:
     arguments = ["ort:runtime/models/gmin_x4.onnx", "bicubic", "--size", "32x24", "--size", "24x24", "--rounds", "2"]
     done = script("benchmarks/latency.py", *arguments, "--threads", "1", "--no-memory", "--json", "-")
@@ -154,3 +164,6 @@ def test_mistakes(script: Script) -> None:
     done = script("benchmarks/latency.py", "bicubic", "--size", "big")
     assert done.returncode == 2
     assert done.stderr == "error: 'big' is no size; write width x height in pixels, such as 320x180.\n"
+    done = script("benchmarks/latency.py", "torch:smfanet_x4", "--size", "6x6")
+    assert done.returncode == 2
+    assert done.stderr == "error: torch:smfanet_x4 takes no input smaller than 8 pixels, and not 6x6.\n"
