@@ -1,8 +1,8 @@
-"""``gmin train | export | quantize | lint | upscale | accuracy``: every script as a sub-command of one command."""
+"""Every script as a sub-command, ``gmin export``, ``gmin latency``: the same rooms through another door."""
 
 from __future__ import annotations
 
-from benchmarks import accuracy
+from benchmarks import accuracy, complexity, latency
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
@@ -16,6 +16,8 @@ app.command("quantize")(ptq.main)
 app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
 app.command("accuracy")(accuracy.main)
+app.command("complexity")(complexity.main)
+app.command("latency")(latency.main)
 
 
 def main() -> None:

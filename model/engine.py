@@ -1,16 +1,15 @@
-"""Registered networks as engines, in PyTorch: the reference that files are held against."""
+"""Networks as engines, in PyTorch: the reference that files are held against."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data.assets import located
-from model.checkpoint import load_checkpoint, read_state, recorded_name
-from model.registry import create, describe
+from model.registry import Network, describe
 from runtime.engines.contract import Batch, EngineInfo
-from runtime.errors import UserError
 
 _OURS = Path(__file__).with_name("weights")
 
@@ -21,6 +20,8 @@ def weights_path(name: str) -> Path:
     Raises:
         UserError: there are none, or they are neither on the disk nor to be fetched.
     """
+    from runtime.errors import UserError
+
     network = describe(name)
     if network.weights is None:
         raise UserError(f"No weights of {name} are released; train them, or export a checkpoint with --ckpt.")
@@ -30,40 +31,34 @@ def weights_path(name: str) -> Path:
 
 
 class TorchEngine:
-    """A registered network, eager FP32, on the CPU or CUDA."""
+    """A network in eager FP32, on the CPU or CUDA."""
 
     info: EngineInfo
 
-    def __init__(self, name: str, *, device: str = "auto", threads: int | None = None) -> None:
-        """Build a network and load its weights.
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        *,
+        engine: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Take ``model``, which ``network`` describes; ``engine`` is what the user called it.
 
-        Args:
-            name: a registered name, with its released weights; or a checkpoint that records its network's name.
-            device: "cpu", "cuda", or "auto" for CUDA where it is present.
-            threads: threads of PyTorch, for the whole process.
-
-        Raises:
-            UserError: unknown name, missing or unfitting weights, or a checkpoint that does not say its network.
+        ``threads`` holds for all of PyTorch in this process.
         """
-        spec, path = name, None
-        if Path(spec).suffix:
-            path = Path(spec)
-            name = recorded_name(path) or ""
-            if not name:
-                read_state(path)  # a missing or broken file is the better message
-                raise UserError(f"{path} does not say which network it is; export it with --model first.")
-        network = describe(name)
         if threads:
             torch.set_num_threads(threads)
         wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(wanted)
-        self._model = load_checkpoint(create(name), path or weights_path(name)).to(self._device)
+        self._model = model.to(self._device).eval()
         self.info = EngineInfo(
-            engine=spec,
+            engine=engine or network.name,
             backend=f"PyTorch {torch.__version__}",
             device=wanted,
             scale=network.scale,
-            name=name,
+            name=network.name,
             tiling=network.tiling,
             receptive_radius=network.receptive_radius,
             minimum_size=network.minimum_size,
