@@ -1,8 +1,8 @@
-"""``gmin export | quantize | lint | upscale | accuracy``: every script as a sub-command of one command."""
+"""``gmin export | quantize | lint | upscale | accuracy | attribution``: every script as a sub-command of one command."""
 
 from __future__ import annotations
 
-from benchmarks import accuracy
+from benchmarks import accuracy, attribution
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
@@ -14,6 +14,7 @@ app.command("quantize")(ptq.main)
 app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
 app.command("accuracy")(accuracy.main)
+app.command("attribution")(attribution.main)
 
 
 def main() -> None:
