@@ -1,4 +1,4 @@
-"""``gmin export | quantize | lint | upscale | accuracy | attribution``: every script as a sub-command of one command."""
+"""``gmin export | quantize | lint | upscale | accuracy | attribution``: every script as one command's sub-command."""
 
 from __future__ import annotations
 
