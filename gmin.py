@@ -1,20 +1,25 @@
-"""``gmin export | quantize | lint | upscale | accuracy | attribution``: every script as one command's sub-command."""
+"""Every script as a sub-command, ``gmin export``, ``gmin latency``: the same rooms through another door."""
 
 from __future__ import annotations
 
-from benchmarks import accuracy, attribution
+from benchmarks import accuracy, attribution, complexity, latency, report
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
 from runtime.command_line import new_app, run
+from training import train
 
 app = new_app("GMIN super-resolution from a checkpoint to INT8 on edge devices.")
+app.command("train")(train.main)
 app.command("export")(to_onnx.main)
 app.command("quantize")(ptq.main)
 app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
 app.command("accuracy")(accuracy.main)
+app.command("complexity")(complexity.main)
+app.command("latency")(latency.main)
 app.command("attribution")(attribution.main)
+app.command("report")(report.main)
 
 
 def main() -> None:

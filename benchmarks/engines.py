@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -10,8 +12,16 @@ from data.bicubic import resize_bicubic
 from data.sets import Rgb, from_batch, to_batch
 from model.registry import names
 from runtime.engines.contract import Batch, Engine, EngineInfo
-from runtime.engines.opening import open_engine, split_prefix
+from runtime.engines.opening import candidates, model_file, open_engine, split_prefix
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.registry import Network
+
+CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt")
+_IN_PYTORCH = ("torch", "spandrel")
 
 
 class BicubicEngine:
@@ -43,23 +53,81 @@ class BicubicEngine:
         """Nothing is held."""
 
 
-def open_any(spec: str, scale: int, *, threads: int | None = None) -> Engine:
-    """Open an ENGINE of the command contract: a file, a registered network (PyTorch), or ``bicubic``.
+def is_torch(spec: str) -> bool:
+    """Whether an ENGINE runs in PyTorch: a registered name, a checkpoint, or what ``spandrel:`` recognises."""
+    prefix, name = split_prefix(spec)
+    return prefix in _IN_PYTORCH or (prefix is None and (name in names() or Path(name).suffix.lower() in CHECKPOINTS))
+
+
+def torch_network(spec: str, *, weights: bool = True) -> tuple[nn.Module, Network]:
+    """Build the network of an ENGINE for which ``is_torch`` holds.
+
+    Args:
+        spec: ``gmin_x4``, ``torch:gmin_x4``, ``mine.safetensors``, ``spandrel:FILE.pth``.
+        weights: load the released weights of a registered name; without them it is a fresh network.
+
+    Raises:
+        UserError: PyTorch is not installed, the name or file is unknown, or the weights are missing or do not fit.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(f"{spec} runs in PyTorch, which is not installed: pip install 'gmin-edge[torch]'.")
+    prefix, name = split_prefix(spec)
+    if prefix == "spandrel":
+        from model.foreign import load_foreign
+
+        return load_foreign(Path(name))
+    from model.checkpoint import load_checkpoint, read_state, recorded_name
+    from model.engine import weights_path
+    from model.registry import create, describe
+
+    if Path(name).suffix.lower() not in CHECKPOINTS:
+        network, model = describe(name), create(name)
+        return (load_checkpoint(model, weights_path(name)) if weights else model), network
+    recorded = recorded_name(Path(name))
+    if recorded is None:
+        read_state(Path(name))  # a missing or broken file is the better message
+        raise UserError(
+            f"{name} does not say which network it is: export it with --model first, or write spandrel:{name} for one that "
+            "spandrel recognises."
+        )
+    return load_checkpoint(create(recorded), Path(name)), describe(recorded)
+
+
+def onnx_path(spec: str) -> Path:
+    """The ONNX file of an ENGINE that runs from a file.
+
+    Raises:
+        UserError: it is another kind of file, or there is none.
+    """
+    _, name = split_prefix(spec)
+    path = Path(name) if name == "bicubic" else model_file(name, candidates(spec)[0])
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"{spec} is no ONNX file, and only those and PyTorch networks can be looked into.")
+    return path
+
+
+def open_any(spec: str, scale: int | None = None, *, threads: int | None = None) -> Engine:
+    """Open an ENGINE of the command contract: a file, a network in PyTorch, or ``bicubic``.
+
+    Args:
+        spec: the ENGINE.
+        scale: the upscaling factor that it must have; None takes any (and bicubic at 4).
+        threads: threads of one inference; None leaves the choice to the library.
 
     Raises:
         UserError: it cannot be opened, or its scale is not ``scale``.
     """
-    prefix, name = split_prefix(spec)
     engine: Engine
-    if name == "bicubic":
-        engine = BicubicEngine(scale)
-    elif prefix == "torch" or (prefix is None and name in names()):
+    if spec == "bicubic":
+        engine = BicubicEngine(scale or 4)
+    elif is_torch(spec):
+        model, network = torch_network(spec)
         from model.engine import TorchEngine
 
-        engine = TorchEngine(name, threads=threads)
+        engine = TorchEngine(model, network, engine=spec, threads=threads)
     else:
         engine = open_engine(spec, threads=threads)
-    if engine.info.scale != scale:
+    if scale is not None and engine.info.scale != scale:
         engine.close()
         raise UserError(f"{spec} upscales by {engine.info.scale}, not by {scale}; name the scale with --scale.")
     return engine

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 WIDTH, HEIGHT = 440, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 16, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 20, 16, 50
 _FONT = 13
 _MARK = 5.5
 
@@ -87,8 +87,8 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str) 
         parts.append(_text(_decimals(y, y_ticks), _LEFT - 8, down(y) + 4, "end", "tick"))
     parts.append(_text(x_label, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 10, "middle", "axis"))
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
-    turned = f' transform="rotate(-90 14 {middle:.1f})"'
-    parts.append(f'<text class="axis" x="14" y="{middle:.1f}" text-anchor="middle"{turned}>{escape(y_label)}</text>')
+    turned = f' transform="rotate(-90 15 {middle:.1f})"'
+    parts.append(f'<text class="axis" x="15" y="{middle:.1f}" text-anchor="middle"{turned}>{escape(y_label)}</text>')
     placed = [(p, across(p.x), down(p.y)) for p in points]
     for p, x, y in placed:
         for q, u, v in placed:
@@ -97,40 +97,46 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str) 
     for p, x, y in placed:
         kind = f"mark {p.status}{' ours' if p.ours else ''}"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{_MARK}"/>')
-    for (p, *_), (x, y) in zip(placed, _label_places(placed), strict=True):
-        name = p.label if p.status == "measured" else f"{p.label} (published)"
-        parts.append(_text(name, x, y, "start", "name ours" if p.ours else "name"))
+    for (p, x, y), box in zip(placed, _label_boxes(placed), strict=True):
+        near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+        if math.hypot(near_x - x, near_y - y) > 2 * _MARK + 2:
+            parts.append(_line("leader", x, y, near_x, near_y))
+        parts.append(_text(_name(p), box.left, box.bottom - 4, "start", "name ours" if p.ours else "name"))
     return "".join([*parts, "</svg>"])
 
 
-def _label_places(placed: Sequence[tuple[Point, float, float]]) -> list[tuple[float, float]]:
-    """Where each label starts: the place around its mark that covers least of the marks and of the labels before it."""
+def _name(point: Point) -> str:
+    return point.label if point.status == "measured" else f"{point.label} (published)"
+
+
+def _label_boxes(placed: Sequence[tuple[Point, float, float]]) -> list[_Box]:
+    """Where each label stands: near its mark, where it covers least of the marks and of the labels before it."""
     taken = [_Box(x - _MARK - 1, y - _MARK - 1, x + _MARK + 1, y + _MARK + 1) for _, x, y in placed]
     inside = _Box(_LEFT, 0, WIDTH, HEIGHT - _BOTTOM)
-    places = []
-    for p, x, y in placed:
-        length = 0.58 * _FONT * len(p.label if p.status == "measured" else f"{p.label} (published)")
+    boxes = []
+    for point, x, y in placed:
+        length = (0.64 if point.ours else 0.58) * _FONT * len(_name(point))
 
         def cost(box: _Box) -> float:
             area = (box.right - box.left) * (box.bottom - box.top)
-            return sum(box.overlap(other) for other in taken) + 4 * (area - box.overlap(inside))
+            return round(sum(box.overlap(other) for other in taken) + 4 * (area - box.overlap(inside)), 3)
 
-        best = min(_around(x, y, length), key=cost)  # the first of equals
+        best = min(_around(x, y, length), key=cost)  # the first of equals is the nearest
         taken.append(best)
-        places.append((best.left, best.bottom - 3))
-    return places
+        boxes.append(best)
+    return boxes
 
 
 def _around(x: float, y: float, length: float) -> Iterator[_Box]:
-    gap, high = _MARK + 3, _FONT + 2
-    for distance in (0, 12, 24):
+    gap, high = _MARK + 3, _FONT + 3
+    for distance in range(0, 113, 16):
         for left, top in (
             (x + gap, y - high / 2 - distance),
-            (x + gap, y - high / 2 + distance),
             (x - gap - length, y - high / 2 - distance),
-            (x - gap - length, y - high / 2 + distance),
             (x - length / 2, y - gap - high - distance),
             (x - length / 2, y + gap + distance),
+            (x + gap, y - high / 2 + distance),
+            (x - gap - length, y - high / 2 + distance),
         ):
             yield _Box(left, top, left + length, top + high)
 

@@ -147,7 +147,7 @@ def compare_pictures(files: Sequence[Row], name: str, threads: int) -> tuple[lis
 
     eights = [row for row in files if (row.precision or "").startswith("int8") and row.engine]
     bicubic, fp32 = through("bicubic"), through(files[0].engine or "")
-    int8 = {f"{row.label.removeprefix('GMIN ')}, in {(row.backend or '').split()[0]}": row for row in eights}
+    int8 = {_int8_label(row): row for row in eights}
     results = {label: through(row.engine or "") for label, row in int8.items()}
 
     def shown(label: str, image: Any) -> Shown:
@@ -179,10 +179,12 @@ def render(report: Report) -> tuple[str, str]:
         loader=FileSystemLoader(_HERE),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
-    templates.filters |= {"thousands": _thousands, "signed": _signed, "positive_zero": lambda value: value + 0.0}
+    templates.filters |= {
+        "thousands": _thousands,
+        "signed": _signed,
+        "positive_zero": lambda value: round(value, 3) + 0.0,
+    }
     style, script = ((_HERE / f"report.{kind}").read_text() for kind in ("css", "js"))
 
     def allowed(text: str) -> str:
@@ -190,6 +192,7 @@ def render(report: Report) -> tuple[str, str]:
 
     context = {
         "report": report,
+        "date": _date(report.environment.date),
         "scale": SCALE,
         "main_set": report.sets[0],
         "networks": network_rows(report),
@@ -262,7 +265,7 @@ def layer_table(profiles: Sequence[LayerProfile]) -> dict[str, Any] | None:
     if len(profiles) != 2:
         return None
     fp32, int8 = ({layer.kind: layer for layer in profile.layers} for profile in profiles)
-    lines = []
+    lines: list[dict[str, Any]] = []
     for kind in {**fp32, **int8}:
         pair = [side.get(kind) for side in (fp32, int8)]
         nodes = "; ".join(f"{layer.nodes} × {', '.join(layer.node_types)}" if layer else "none" for layer in pair)
@@ -304,11 +307,24 @@ def write_report(report: Report, folder: Path) -> Path:
     return folder / "report.html"
 
 
+def _int8_label(row: Row) -> str:
+    """``INT8 for OpenVINO``, and where it runs unless that is what it is for."""
+    library = (row.backend or "").split(",")[0].rsplit(" ", 1)[0]
+    label = row.label.removeprefix("GMIN ")
+    return label if label.endswith(library) else f"{label}, run in {library}"
+
+
 def _short(row: Row) -> str:
     """A file in its engine, short enough for a plot."""
     engine = (row.backend or "").split()[0].replace("ONNX", "ORT")
     kind = "bf16" if "bf16" in row.label else "INT8" if "INT8" in row.label else "FP32"
     return f"GMIN {kind}, {engine}"
+
+
+def _date(text: str) -> str:
+    from datetime import datetime
+
+    return f"{datetime.fromisoformat(text):%Y-%m-%d, %H:%M} UTC"
 
 
 def _thousands(value: int | None) -> str:
@@ -321,7 +337,8 @@ def _signed(value: float | None) -> str:
 
 def _environment_lines(environment: Environment) -> list[tuple[str, str]]:
     names = {
-        "date": "Date (UTC)", "processor": "Processor", "features": "Its features", "cores": "Cores", "threads": "Threads",
+        "date": "Date (UTC)", "processor": "Processor", "features": "Its features", "cores": "Cores",
+        "threads": "Threads",
         "clock_mhz": "Clock, MHz", "highest_clock_mhz": "Highest clock, MHz", "governor": "Governor",
         "power_mode": "Power mode", "accelerators": "Accelerators", "memory_gb": "Memory, GB", "system": "System",
         "python": "Python", "libraries": "Libraries",

@@ -1,14 +1,14 @@
-"""Registered networks as engines, in PyTorch: the reference that files are held against."""
+"""Networks as engines, in PyTorch: the reference that files are held against."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data.assets import located
-from model.checkpoint import load_checkpoint
-from model.registry import create, describe
+from model.registry import Network, describe
 from runtime.engines.contract import Batch, EngineInfo
 
 _OURS = Path(__file__).with_name("weights")
@@ -31,28 +31,34 @@ def weights_path(name: str) -> Path:
 
 
 class TorchEngine:
-    """A registered network with its released weights, eager FP32, on the CPU or CUDA."""
+    """A network in eager FP32, on the CPU or CUDA."""
 
     info: EngineInfo
 
-    def __init__(self, name: str, *, device: str = "auto", threads: int | None = None) -> None:
-        """Build network ``name`` and load its weights.
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        *,
+        engine: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Take ``model``, which ``network`` describes; ``engine`` is what the user called it.
 
-        Raises:
-            UserError: unknown name, missing weights, or no such device.
+        ``threads`` holds for all of PyTorch in this process.
         """
-        network = describe(name)
         if threads:
             torch.set_num_threads(threads)
         wanted = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(wanted)
-        self._model = load_checkpoint(create(name), weights_path(name)).to(self._device)
+        self._model = model.to(self._device).eval()
         self.info = EngineInfo(
-            engine=name,
+            engine=engine or network.name,
             backend=f"PyTorch {torch.__version__}",
             device=wanted,
             scale=network.scale,
-            name=name,
+            name=network.name,
             tiling=network.tiling,
             receptive_radius=network.receptive_radius,
             minimum_size=network.minimum_size,

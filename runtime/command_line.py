@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,13 +56,13 @@ def write_json(payload: Mapping[str, Any], target: str | None) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of one shape as an aligned plain-text table; numbers to the right."""
+    """Rows of one shape as an aligned plain-text table; numbers, formatted ones too, to the right."""
     if not rows:
         return ""
     heads = list(rows[0])
     cells = [[_cell(row.get(head)) for head in heads] for row in rows]
     widths = [max(len(head), *(len(line[i]) for line in cells)) for i, head in enumerate(heads)]
-    numeric = [all(isinstance(row.get(head), int | float) or row.get(head) is None for row in rows) for head in heads]
+    numeric = [all(_is_number(row.get(head)) for row in rows) for head in heads]
 
     def line(values: list[str]) -> str:
         padded = [
@@ -71,6 +72,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(heads), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"-?[\d,]+(\.\d+)?( [kMGT])?", value) is not None
+    return value is None or isinstance(value, int | float)
 
 
 def _cell(value: object) -> str:

@@ -44,7 +44,17 @@ def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None)
     if remembered in choices:
         engine = open_engine(f"{remembered}:{name}", device=device, threads=threads)
         return engine, f"{remembered} was the fastest when measured on this machine"
-    engines = {choice: open_engine(f"{choice}:{name}", device=device, threads=threads) for choice in choices}
+    engines, refusals = {}, []
+    for choice in choices:
+        try:
+            engines[choice] = open_engine(f"{choice}:{name}", device=device, threads=threads)
+        except UserError as refusal:
+            refusals.append(refusal)
+    if not engines:
+        raise refusals[0]
+    if len(engines) == 1:
+        ((only, engine),) = engines.items()
+        return engine, f"{only} is the only one that takes this file here"
     milliseconds = _measure(engines)
     best = min(milliseconds, key=lambda choice: milliseconds[choice])
     for choice, engine in engines.items():

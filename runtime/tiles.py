@@ -47,6 +47,8 @@ def ramps(starts: tuple[int, ...], size: int, scale: int) -> list[NDArray[np.flo
     weights = [np.ones(size * scale, np.float32) for _ in starts]
     for i in range(len(starts) - 1):
         shared = (starts[i] + size - starts[i + 1]) * scale
+        if not shared:  # [-0:] would be the whole tile
+            continue
         unused = int(shared * DISCARD / 2)
         rise = np.zeros(shared, np.float32)
         blended = shared - 2 * unused
@@ -54,6 +56,11 @@ def ramps(starts: tuple[int, ...], size: int, scale: int) -> list[NDArray[np.flo
         rise[unused + blended :] = 1
         weights[i + 1][:shared] *= rise
         weights[i][-shared:] *= 1 - rise
+    total = np.zeros((starts[-1] + size) * scale, np.float32)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start * scale : (start + size) * scale] += weight
+    for start, weight in zip(starts, weights, strict=True):  # 1 but where three tiles meet
+        weight /= total[start * scale : (start + size) * scale]
     return weights
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Where the time of one inference on an accelerator went, by the device's own events."""
+
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+
+
+@runtime_checkable
+class TimedEngine(Engine, Protocol):
+    """An engine that also says where the time went. Optional: the bench asks, and prints stages only where it is so."""
+
+    last_times: StageTimes
+    """Of the last ``infer``."""
 
 
 def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str, device: str, scale: int) -> EngineInfo:

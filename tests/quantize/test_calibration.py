@@ -44,20 +44,20 @@ def test_ranges_contain_zero_and_lie_within_the_extremes(method: str, symmetric:
 
 
 def test_mse_clips_a_lone_outlier_and_minmax_does_not() -> None:
-    statistics = gathered(np.random.default_rng(2).normal(0, 1, 1_000_000), np.array([80.0]))
-    assert choose_range(statistics, "minmax", symmetric=False)[1] == 80
-    assert 3 < choose_range(statistics, "mse", symmetric=False)[1] < 20
+    statistics = gathered(np.random.default_rng(2).normal(0, 1, 1_000_000), np.array([40.0]))
+    assert choose_range(statistics, "minmax", symmetric=False)[1] == 40
+    assert 3 < choose_range(statistics, "mse", symmetric=False)[1] < 25
     assert 3 < choose_range(statistics, "percentile", symmetric=False)[1] < 5
 
 
 def test_mse_is_no_worse_than_minmax_in_squared_error() -> None:
-    values = np.random.default_rng(3).laplace(0, 1, 200_000).astype(np.float32)
+    values = np.random.default_rng(3).standard_t(4, 200_000).astype(np.float32)
     errors = {}
     for method in ("minmax", "mse"):
         scale, zero = scale_and_zero_point(*choose_range(gathered(values), method, symmetric=False), "uint8")  # type: ignore[arg-type]
         restored = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
         errors[method] = np.mean((values - restored) ** 2)
-    assert errors["mse"] < 0.7 * errors["minmax"]
+    assert errors["mse"] < 0.8 * errors["minmax"]
 
 
 def test_scales_represent_zero_exactly() -> None:

@@ -1,5 +1,6 @@
 """Quantization end to end, without third-party data: three flavours, their pixels, their bytes, their refusals."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_command(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: 
         results.append((tmp_path / f"{i}.onnx").read_bytes())
     assert results[0] == results[1], "the same command must give the same bytes"
     report = json.loads((tmp_path / "0.json").read_text())
-    assert report["convolutions_int8"] == {"tensorrt": 82, "cpu": 83, "openvino": 38}[target]
+    assert report["convolutions_int8"] == {"tensorrt": 82, "cpu": 82, "openvino": 38}[target]
     assert report["convolutions_int8"] + report["convolutions_float"] == 83
     assert report["psnr_against_fp32_db"] > 40
     assert report["size_bytes"] < 0.65 * report["source_bytes"]
@@ -57,16 +58,18 @@ def test_methods(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: 
     assert report["psnr_against_fp32_db"] > 38
 
 
-@pytest.mark.parametrize("name", FLAVOURS.values())
-def test_the_shipped_files_keep_pure_colours_and_gradients(name: str) -> None:
-    colours = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
-    for colour in colours.astype(np.float32):
-        batch = np.tile(colour[None, :, None, None], (1, 1, 24, 24))
-        exact, result = (run(MODELS / file, batch).clip(0, 1) for file in ("gmin_x4.onnx", name))
-        assert np.abs(result - exact).max() * 255 <= 3, colour
-    ramp = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (1, 3, 24, 1))
-    exact, result = (run(MODELS / file, ramp).clip(0, 1) for file in ("gmin_x4.onnx", name))
-    assert np.abs(result - exact).mean() * 255 < 0.6
+@pytest.mark.parametrize(("target", "levels"), [("tensorrt", 2), ("cpu", 3), ("openvino", 2)])
+def test_the_shipped_files_keep_pure_colours_and_gradients(target: str, levels: float) -> None:
+    """Away from the border, where the little-trained FP32 network itself does not keep them."""
+    inside = slice(32, -32)
+    for colour in np.array(list(itertools.product((0, 1), repeat=3)), np.float32):
+        batch = np.tile(colour[None, :, None, None], (1, 1, 32, 32))
+        result = run(MODELS / FLAVOURS[target], batch).clip(0, 1)[..., inside, inside]
+        assert np.abs(result - colour[None, :, None, None]).max() * 255 <= levels, colour
+    ramp = np.tile(np.linspace(0, 1, 48, dtype=np.float32), (1, 3, 32, 1))
+    files = (MODELS / "gmin_x4.onnx", MODELS / FLAVOURS[target])
+    exact, result = (run(file, ramp).clip(0, 1)[..., inside, inside] for file in files)
+    assert np.abs(result - exact).max() * 255 <= levels
 
 
 @pytest.mark.parametrize("name", FLAVOURS.values())

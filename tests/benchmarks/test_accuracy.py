@@ -1,0 +1,61 @@
+"""The scores of the protocol, through the command."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Script
+
+MODELS = ROOT / "runtime/models"
+
+
+def scores(script: Script, *arguments: object) -> dict[str, dict[str, float]]:
+    done = script("benchmarks/accuracy.py", *arguments, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    return {result["engine"]: result for result in json.loads(done.stdout)["results"]}
+
+
+def test_bicubic_on_bsd100_is_the_published_figure(script: Script, gmin_data: Path) -> None:
+    result = scores(script, "bicubic", "--set", "BSD100")["bicubic"]
+    assert result["images"] == 100
+    assert result["psnr_y_db"] == pytest.approx(25.96, abs=0.01)
+
+
+def test_onnx_equals_pytorch_on_set14(script: Script, gmin_data: Path) -> None:
+    file = f"ort:{MODELS / 'gmin_x4.onnx'}"
+    result = scores(script, "gmin_x4", file, f"ort:{MODELS / 'gmin_x4_int8.onnx'}", "--set", "Set14")
+    assert result[file]["psnr_y_db"] == pytest.approx(result["gmin_x4"]["psnr_y_db"], abs=0.001)
+    assert result[f"ort:{MODELS / 'gmin_x4_int8.onnx'}"]["psnr_y_db"] > result["gmin_x4"]["psnr_y_db"] - 0.05
+
+
+def test_a_folder_without_any_data(script: Script, patch_folder: Path, tmp_path: Path) -> None:
+    result = scores(
+        script, "bicubic", f"ort:{MODELS / 'gmin_x4.onnx'}", "--set", patch_folder, "--csv", tmp_path / "a.csv"
+    )
+    assert result[f"ort:{MODELS / 'gmin_x4.onnx'}"]["psnr_y_db"] > result["bicubic"]["psnr_y_db"] + 0.3
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert len(rows) == 12
+    mean = sum(float(row["psnr_y_db"]) for row in rows if row["engine"] == "bicubic") / 6
+    assert mean == pytest.approx(result["bicubic"]["psnr_y_db"], abs=1e-5)
+
+
+def test_the_table_says_the_protocol(script: Script, patch_folder: Path) -> None:
+    done = script("benchmarks/accuracy.py", "bicubic", "--set", patch_folder, "--scale", 2)
+    assert done.returncode == 0, done.stderr
+    assert "protocol: LR by MATLAB-exact bicubic" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bicubic", "--set", "Set15"], "neither a folder nor one of"),
+        ([MODELS / "gmin_x4.onnx", "--scale", "3", "--set", ROOT / "docs/images"], "upscales by 4, not by 3"),
+        (["gmin_x2", "--scale", "2", "--set", ROOT / "docs/images"], "No weights of gmin_x2"),
+    ],
+)
+def test_mistakes(script: Script, arguments: list[object], message: str) -> None:
+    done = script("benchmarks/accuracy.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -1,0 +1,214 @@
+"""The main command on real files: what it writes, what it says, what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from data.metrics import psnr
+from tests.conftest import ROOT, Script
+
+MODELS = ROOT / "runtime/models"
+PHOTO = ROOT / "docs/images/chelsea.png"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.png"
+    Image.open(PHOTO).convert("RGB").crop((100, 40, 196, 104)).save(path)
+    return path
+
+
+def test_upscales_with_the_shipped_file_and_says_how(script: Script, small: Path) -> None:
+    done = script("runtime/infer.py", small, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    (result,) = report["results"]
+    assert result["output"] == str(small.with_name("small_x4.png"))
+    assert Image.open(result["output"]).size == (384, 256)
+    assert (result["tiles"], result["exact"]) == (1, True)
+    assert set(result["seconds"]) == {"load", "preprocess", "inference", "postprocess"}
+    assert report["engine"]["precision"].startswith("int8")
+    assert report["chosen"]
+    assert "engine" in done.stderr, "what is for people must not be mixed into the JSON"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        f"ort:{MODELS / 'gmin_x4.onnx'}",
+        f"openvino:{MODELS / 'gmin_x4.onnx'}",
+        f"ort:{MODELS / 'gmin_x4_int8.onnx'}",
+        "ort:gmin_x4",
+        "openvino:gmin_x4",
+        "openvino-bf16:gmin_x4",
+    ],
+)
+def test_every_engine_gives_the_same_picture_within_its_precision(script: Script, small: Path, engine: str) -> None:
+    reference, output = small.with_name("reference.png"), small.with_name("out.png")
+    assert script("runtime/infer.py", small, "--engine", MODELS / "gmin_x4.onnx", "-o", reference).returncode == 0
+    done = script("runtime/infer.py", small, "--engine", engine, "-o", output)
+    assert done.returncode == 0, done.stderr
+    pixels = [np.asarray(Image.open(path)) for path in (reference, output)]
+    assert psnr(*pixels) > (60 if engine.endswith("gmin_x4.onnx") else 44)
+
+
+def test_the_fastest_engine_is_measured_once_and_remembered(script: Script, small: Path) -> None:
+    first = script("runtime/infer.py", small, "--quiet", "--json", "-")
+    second = script("runtime/infer.py", small, "--quiet", "--json", "-")
+    assert "fastest just now" in json.loads(first.stdout)["chosen"]
+    assert "when measured on this machine" in json.loads(second.stdout)["chosen"]
+    assert first.stderr == ""
+
+
+def test_openvino_refuses_the_signed_flavour_and_the_choice_goes_round_it(script: Script, small: Path) -> None:
+    signed = MODELS / "gmin_x4_int8.onnx"
+    refused = script("runtime/infer.py", small, "--engine", f"openvino:{signed}")
+    assert refused.returncode == 2
+    assert "quantized for TensorRT" in refused.stderr
+    done = script("runtime/infer.py", small, "--engine", signed, "--json", "-")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert report["engine"]["backend"].startswith("ONNX Runtime")
+    assert "only one that takes this file" in report["chosen"]
+
+
+def test_tiles_on_the_real_network(script: Script, tmp_path: Path) -> None:
+    """Seams of the shipped network by tiles, against the untiled picture: small, and not called exact."""
+    results = []
+    for tile in (0, 96):
+        target = tmp_path / f"{tile}.png"
+        done = script("runtime/infer.py", PHOTO, "--engine", MODELS / "gmin_x4.onnx", "--tile", tile, "-o", target,
+                      "--json", "-")  # fmt: skip
+        results.append((json.loads(done.stdout)["results"][0], np.asarray(Image.open(target)).astype(int)))
+    (whole, a), (tiled, b) = results
+    assert whole["exact"]
+    assert not tiled["exact"]
+    assert tiled["tiles"] > 20
+    assert psnr(a, b) > 45
+    assert np.abs(a - b).max() <= 40
+
+
+def test_several_pictures_and_one_bad_one(script: Script, small: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    folder = tmp_path / "results"
+    done = script("runtime/infer.py", small, bad, PHOTO, "-o", folder, "--json", "-", "--engine", "ort:gmin_x4")
+    assert done.returncode == 3
+    assert "bad.png is not a PNG" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["chelsea_x4.png", "small_x4.png"]
+    assert [("error" in result) for result in json.loads(done.stdout)["results"]] == [False, True, False]
+
+
+def foreign_network(path: Path, scale_kind: str) -> None:
+    nodes = {
+        "classifier": [helper.make_node("GlobalAveragePool", ["x"], ["y"])],
+        "two outputs": [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Relu", ["x"], ["z"])],
+    }[scale_kind]
+    outputs = [helper.make_tensor_value_info(n.output[0], TensorProto.FLOAT, None) for n in nodes]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])], outputs
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+
+
+def test_bad_input_ends_with_one_sentence_and_nothing_written(script: Script, small: Path, tmp_path: Path) -> None:
+    files = {
+        "empty.png": b"",
+        "truncated.png": small.read_bytes()[:4000],
+        "text.png": b"just text",
+        "empty.onnx": b"",
+        "text.onnx": b"just text",
+        "truncated.onnx": (MODELS / "gmin_x4.onnx").read_bytes()[:50_000],
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    foreign_network(tmp_path / "classifier.onnx", "classifier")
+    foreign_network(tmp_path / "two.onnx", "two outputs")
+    (tmp_path / "folder.png").mkdir()
+    target = tmp_path / "out.png"
+    cases: list[tuple[list[object], str]] = [
+        ([tmp_path / "nothing.png"], "There is no picture at"),
+        ([tmp_path / "folder.png"], "There is no picture at"),
+        ([tmp_path / "empty.png"], "is empty"),
+        ([tmp_path / "truncated.png"], "cannot be decoded"),
+        ([tmp_path / "text.png"], "is not a PNG, JPEG"),
+        ([small, "--engine", tmp_path / "nothing.onnx"], "There is no model at"),
+        ([small, "--engine", "nothing"], "none of that name is shipped"),
+        ([small, "--engine", tmp_path / "empty.onnx"], "is empty"),
+        ([small, "--engine", f"ort:{tmp_path / 'text.onnx'}"], "cannot load"),
+        ([small, "--engine", f"openvino:{tmp_path / 'text.onnx'}"], "cannot load"),
+        ([small, "--engine", f"ort:{tmp_path / 'truncated.onnx'}"], "cannot load"),
+        ([small, "--engine", f"ort:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
+        ([small, "--engine", f"openvino:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
+        ([small, "--engine", f"ort:{tmp_path / 'two.onnx'}"], "no super-resolution network"),
+        ([small, "--engine", "magic:gmin_x4"], "No back end is called 'magic'"),
+        ([small, "--engine", tmp_path / "a.weights"], "No engine reads"),
+        ([small, "--tile", 16, "--overlap", 16], "must be larger than --overlap"),
+        ([small, "--device", "cuda", "--engine", "ort:gmin_x4"], "no cuda provider"),
+    ]
+    for arguments, message in cases:
+        done = script("runtime/infer.py", *arguments, "-o", target)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert not target.exists()
+    assert not list(tmp_path.glob(".*")), "no temporary file may be left"
+
+
+def test_bad_outputs(script: Script, small: Path, tmp_path: Path) -> None:
+    cases: list[tuple[object, str]] = [
+        (tmp_path / "nowhere" / "a.png", "does not exist"),
+        (tmp_path / "a.gif", "must end in"),
+        (small, "would be overwritten"),
+    ]
+    before = small.read_bytes()
+    for target, message in cases:
+        done = script("runtime/infer.py", small, "-o", target)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert small.read_bytes() == before
+    script_without_engines = tmp_path / "blocked"
+    script_without_engines.mkdir()
+    for name in ("onnxruntime", "openvino"):
+        (script_without_engines / name).mkdir()
+        (script_without_engines / name / "__init__.py").write_text("raise ImportError('blocked by the test')")
+    done = script("runtime/infer.py", small, "--engine", "ort:gmin_x4", PYTHONPATH=str(script_without_engines))
+    assert done.returncode == 2
+    assert "ONNX Runtime is not installed" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(script: Script, small: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    done = script("runtime/infer.py", small, "-o", locked / "a.png")
+    assert done.returncode == 2
+    assert "permission denied" in done.stderr
+
+
+def test_runs_where_torch_cannot_be_imported(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('blocked by the test')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "runtime/infer.py", small, "--engine", "ort:gmin_x4"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_exported_metadata_reaches_every_engine() -> None:
+    from runtime.engines.opening import open_engine
+
+    for prefix in ("ort", "openvino"):
+        info = open_engine(f"{prefix}:{MODELS / 'gmin_x4.onnx'}").info
+        assert (info.name, info.scale, info.tiling, info.receptive_radius) == ("gmin_x4", 4, "approximate", 118)

@@ -1,0 +1,78 @@
+"""Every script starts fast, without heavy libraries, and every folder keeps to the law of imports."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("data", "model", "training", "export", "quantize", "runtime", "benchmarks")
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in FOLDERS
+    for path in (ROOT / folder).glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+)
+MAY_IMPORT = {
+    "runtime": set(),
+    "data": {"runtime"},
+    "model": {"runtime", "data"},
+    "training": {"runtime", "data", "model"},
+    "export": {"runtime", "data", "model"},
+    "quantize": {"runtime", "data", "model", "training"},
+    "benchmarks": {"runtime", "data", "model", "training", "export", "quantize"},
+}
+NEVER = {"runtime": {"torch"}, "data": {"torch"}, "model": {"onnxruntime", "tensorrt"}}
+
+
+def test_there_are_scripts() -> None:
+    assert {"runtime/infer.py", "export/to_onnx.py", "quantize/ptq.py", "benchmarks/accuracy.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "gmin.py"])
+def test_help_is_fast_and_needs_nothing_heavy(script: str, tmp_path: Path) -> None:
+    for name in ("torch", "onnx", "onnxruntime", "openvino", "cv2", "numpy", "pooch", "safetensors"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('blocked by the test')")
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, ROOT / script, "--help"],
+            env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert "--help" in done.stdout
+    assert min(seconds) < 0.3
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_run_one_way(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        used = imports(path)
+        assert used & set(FOLDERS) <= MAY_IMPORT[folder] | {folder}, path
+        assert not used & NEVER.get(folder, set()), path
+
+
+def test_the_runtime_installs_without_torch() -> None:
+    """What the base dependencies and the engines bring, read from the project's own declaration."""
+    text = (ROOT / "pyproject.toml").read_text()
+    base = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
+    assert "torch" not in base
+    assert "onnx" not in base

@@ -1,0 +1,296 @@
+"""The training loop: one function that any network, plain or wrapped, goes through."""
+
+from __future__ import annotations
+
+import copy
+import io
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from data.metrics import psnr_y
+from data.sets import from_batch, to_batch
+from model.checkpoint import read_state, save_checkpoint
+from runtime.errors import UserError
+from runtime.files import atomic_write
+from training.log import Log
+from training.optimizers import make_optimizer
+from training.options import TrainingOptions
+from training.processes import Process
+from training.samples import Crops, TrainingImage
+
+_LAYOUT = 1  # of the checkpoint file
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call of ``train`` ended."""
+
+    step: int
+    """Steps done since the run began, resumed ones included."""
+    psnr_y_db: float | None
+    """Validation PSNR of the averaged weights, in dB, where it was taken last in this call."""
+    best_psnr_y_db: float | None
+    finished: bool
+    """False where the run can be resumed."""
+    schema: int = 1
+
+
+class Run:
+    """Everything that changes while training, and that a checkpoint keeps."""
+
+    def __init__(self, model: nn.Module, options: TrainingOptions, process: Process) -> None:
+        self.options, self.process = options, process
+        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model = model.to(process.device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.average: nn.Module = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = make_optimizer(
+            options.optimizer,
+            self.model.parameters(),
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+        parallel = process.parallel(self.model)
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if options.compile else parallel
+
+    def learn(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
+        """One step on one batch; returns the loss of this process's share of it, a scalar on the device."""
+        rate = self.options.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        device = self.process.device
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=self.options.precision == "bf16"):
+            result = self._forward(lr.to(device, memory_format=self.layout))
+        result = result.float()
+        loss = F.l1_loss(result, hr.to(device))
+        if target is not None:
+            share = self.options.teacher_share
+            loss = (1 - share) * loss + share * F.l1_loss(result, target.to(device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self._follow()
+        self.step += 1
+        return loss.detach()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        # shorter memory at first, or the average would carry the random start along for a thousand steps
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def score(self, images: Sequence[TrainingImage]) -> float:
+        """Mean PSNR on luma in dB of the averaged weights over whole images, by the project's scoring protocol."""
+        scores = []
+        with torch.inference_mode():
+            for image in images:
+                batch = torch.from_numpy(to_batch(image.lr)).to(self.process.device, memory_format=self.layout)
+                result = from_batch(self.average(batch).float().cpu().numpy())
+                scores.append(psnr_y(result, image.hr, crop=image.hr.shape[0] // image.lr.shape[0]))
+        return float(np.mean(scores))
+
+    def save(self, path: Path) -> None:
+        """Write everything needed to go on as if nothing had happened."""
+        stream = io.BytesIO()
+        state = {
+            "layout": _LAYOUT,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, stream)
+        with atomic_write(path) as file:
+            file.write(stream.getbuffer())
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint that ``save`` wrote.
+
+        Raises:
+            UserError: the file is damaged or of another network or optimiser.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["layout"] != _LAYOUT:
+                raise ValueError(f"layout {state['layout']}")
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # the unpickler raises many kinds; all of them mean the same to the user
+            raise UserError(
+                f"{path} cannot be resumed with these options ({type(error).__name__}: {error}). "
+                "Name the options it was made with, or another --output."
+            ) from error
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+    def write_weights(self, path: Path, psnr: float | None) -> None:
+        """Write the averaged weights, with what they are and how they came about."""
+        metadata = {
+            "model": self.options.model,
+            "steps": str(self.step),
+            "training": self.options.to_json(),
+            "validation_psnr_y_db": "" if psnr is None else f"{psnr:.4f}",
+        }
+        save_checkpoint(self.average.state_dict(), path, metadata=metadata)
+
+
+def train(
+    model: nn.Module,
+    options: TrainingOptions,
+    images: Sequence[TrainingImage],
+    validation: Sequence[TrainingImage],
+    *,
+    scale: int,
+    process: Process | None = None,
+    max_steps: int | None = None,
+    finish_in: int | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainingResult:
+    """Train ``model`` until ``options.steps``, resuming what is in ``options.output``.
+
+    Writes there ``checkpoint.pt`` (to resume from), ``ema.safetensors`` and ``best.safetensors`` (averaged weights, at
+    the last save and of the best validation score), ``log.jsonl`` and ``options.json``. SIGTERM and SIGINT save and
+    return after the running step.
+
+    Args:
+        model: (N, 3, H, W) float32 RGB in [0, 1] to (N, 3, scale·H, scale·W); may be wrapped, for instance by fake
+            quantizers: the loop only calls it and reads its state dict.
+        options: the run.
+        images: learnt from.
+        validation: scored, never learnt from.
+        scale: of the network.
+        process: this process among several; None is alone.
+        max_steps: stop after so many steps of this call, as if interrupted.
+        finish_in: let the rate fall over so many steps from where the checkpoint stands, and end there.
+        report: called with each record of the log, on the first process.
+
+    Raises:
+        UserError: the batch does not divide, the checkpoint in the folder is of another run, or the loss is lost.
+    """
+    process = process or Process()
+    if options.batch % process.world:
+        raise UserError(f"The batch of {options.batch} does not divide among {process.world} processes.")
+    torch.set_flush_denormal(True)  # the tails of the momenta are denormal numbers, which a CPU adds slowly
+    run = Run(model, options, process)
+    checkpoint = options.output / "checkpoint.pt"
+    options.output.mkdir(parents=True, exist_ok=True)
+    if checkpoint.is_file():
+        run.load(checkpoint)
+    elif finish_in is not None:
+        raise UserError(f"--finish-in takes up a run, but there is no checkpoint in {options.output}.")
+    if finish_in is not None:
+        options = run.options = options.finishing(run.step, finish_in)
+    process.wait()  # nobody writes before all have read
+    end = options.steps if max_steps is None else min(options.steps, run.step + max_steps)
+    crops = Crops(images, scale=scale, patch=options.patch, batch=options.batch, seed=options.seed)
+    log = None
+    if process.first:
+        with atomic_write(options.output / "options.json") as stream:
+            stream.write(options.to_json().encode())
+        log = Log(options.output, step=run.step, tensorboard=options.tensorboard)
+    psnr: float | None = None
+    losses: list[Tensor] = []
+    clock = time.monotonic()
+
+    def record(**values: float) -> None:
+        if log is not None:
+            entry = {"step": run.step, "wall_s": round(run.seconds, 1), **values}
+            log.write(entry)
+            if report is not None:
+                report(entry)
+
+    def save() -> None:
+        if process.first:
+            run.save(checkpoint)
+            run.write_weights(options.output / "ema.safetensors", psnr)
+
+    with Stop() as stop, ThreadPoolExecutor(1) as ahead:
+
+        def cut(step: int) -> Any:
+            return ahead.submit(crops.batch, step, rank=process.rank, world=process.world)
+
+        upcoming = cut(run.step)
+        while run.step < end:
+            batch = upcoming.result()
+            upcoming = cut(run.step + 1)  # the next crops are cut while this step runs
+            losses.append(run.learn(*batch))
+            now = time.monotonic()
+            run.seconds, clock = run.seconds + now - clock, now
+            last = run.step == end
+            if run.step % options.log_every == 0 or last:
+                loss = process.mean(float(torch.stack(losses).mean()))
+                losses.clear()
+                if not np.isfinite(loss):
+                    raise UserError(
+                        f"The loss is {loss} at step {run.step}: the run diverged. Resume it from the last checkpoint "
+                        f"with a lower --learning-rate than {options.learning_rate}."
+                    )
+                record(loss=round(loss, 6), learning_rate=options.rate(run.step - 1))
+            if process.first and validation and (run.step % options.validate_every == 0 or last):
+                psnr = run.score(validation)
+                record(psnr_y_db=round(psnr, 4))
+                if run.best is None or psnr > run.best:
+                    run.best = psnr
+                    run.write_weights(options.output / "best.safetensors", psnr)
+            stopping = process.any(stop.requested)
+            if run.step % options.save_every == 0 or last or stopping:
+                save()
+            if stopping:
+                break
+    if log is not None:
+        log.close()
+    return TrainingResult(run.step, psnr, run.best, run.step >= options.steps)
+
+
+def load_fitting(model: nn.Module, path: Path) -> list[str]:
+    """Load the tensors of ``path`` whose name and shape fit, and return the names of those that stay fresh.
+
+    For fine-tuning another scale: everything but the last convolution fits.
+
+    Raises:
+        UserError: the file cannot be read or nothing in it fits.
+    """
+    state = read_state(path)
+    own = model.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise UserError(f"Nothing in {path} fits the network to be trained.")
+    model.load_state_dict(fitting, strict=False)
+    return [key for key in own if key not in fitting]
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a request to stop after the running step, with everything saved."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, _signal: int, _frame: FrameType | None) -> None:
+        self.requested = True

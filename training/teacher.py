@@ -1,0 +1,82 @@
+"""A teacher's outputs for whole training images, made once and kept.
+
+The mean over the eight symmetries of the square ("self-ensemble", Timofte et al., CVPR 2016) is a better and smoother
+target than a single pass, and costs nothing while training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sets import Rgb, from_batch, to_batch
+from runtime.errors import UserError
+from training.samples import TrainingImage, cache_name, turned, turned_back, write_array
+
+Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""(1, 3, H, W) float32 RGB in [0, 1] to (1, 3, s·H, s·W), unclamped."""
+
+
+def target_file(image: TrainingImage, teacher: str, cache: Path) -> Path:
+    """Where the teacher's output for an image is kept."""
+    return cache / f"{cache_name(image.path)}_{teacher}.npy"
+
+
+def ensemble(forward: Forward, lr: Rgb) -> Rgb:
+    """Mean output over the eight symmetries of ``lr``, (H, W, 3) uint8 to (s·H, s·W, 3) uint8."""
+    outputs = []
+    for symmetry in range(8):
+        output = forward(to_batch(turned(lr, symmetry)))[0]  # (3, s·H, s·W), turned
+        outputs.append(turned_back(output.transpose(1, 2, 0), symmetry))
+    mean: NDArray[np.float64] = np.stack(outputs).mean(axis=0, dtype=np.float64)
+    return from_batch(mean.transpose(2, 0, 1)[None])
+
+
+def make_targets(images: Sequence[TrainingImage], teacher: str, *, cache: Path, quiet: bool = True) -> None:
+    """Put the teacher's output for each image into ``cache`` where it is not there yet.
+
+    Raises:
+        UserError: the teacher has no weights, or another scale than the images.
+    """
+    from tqdm import tqdm
+
+    missing = [image for image in images if not target_file(image, teacher, cache).is_file()]
+    if not missing:
+        return
+    forward = _forward(teacher)
+    for image in tqdm(
+        missing, desc=f"targets of {teacher}", unit="image", leave=False, disable=True if quiet else None
+    ):
+        target = ensemble(forward, image.lr)
+        if target.shape != image.hr.shape:
+            raise UserError(f"The teacher {teacher} is of another scale than the network to be trained.")
+        write_array(target_file(image, teacher, cache), target)
+
+
+def with_target(image: TrainingImage, teacher: str, *, cache: Path) -> TrainingImage:
+    """The image with the target that ``make_targets`` made."""
+    return dataclasses.replace(image, target=np.load(target_file(image, teacher, cache), mmap_mode="r"))
+
+
+def _forward(name: str) -> Forward:
+    import torch
+
+    from model.checkpoint import load_checkpoint
+    from model.engine import weights_path
+    from model.registry import create
+
+    model = load_checkpoint(create(name), weights_path(name))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def forward(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        batch = torch.from_numpy(x).to(device, memory_format=torch.channels_last)
+        result: NDArray[np.float32] = model(batch).cpu().numpy()
+        return result
+
+    return forward
