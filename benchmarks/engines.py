@@ -87,8 +87,8 @@ def torch_network(spec: str, *, weights: bool = True) -> tuple[nn.Module, Networ
     if recorded is None:
         read_state(Path(name))  # a missing or broken file is the better message
         raise UserError(
-            f"{name} does not say which network it is: export it with --model first, or write spandrel:{name} for one that "
-            "spandrel recognises."
+            f"{name} does not say which network it is: export it with --model first, or write spandrel:{name} for "
+            "one that spandrel recognises."
         )
     return load_checkpoint(create(recorded), Path(name)), describe(recorded)
 
