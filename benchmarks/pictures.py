@@ -30,7 +30,7 @@ class Shown:
     difference: str | None = None
     """Map of the difference from FP32, as a data address."""
     psnr_fp32_db: float | None = None
-    """Against FP32, all colours."""
+    """Against FP32, all colours; None where every pixel is the same."""
     largest: int | None = None
     """Largest difference from FP32, in grey levels."""
 
@@ -88,7 +88,7 @@ def compared(label: str, image: Rgb, fp32: Rgb, original: Rgb) -> Shown:
         image=data_address(image),
         psnr_y_db=psnr_y(image, original, crop=0),
         difference=data_address(heat(gap)),
-        psnr_fp32_db=psnr(fp32, image),
+        psnr_fp32_db=psnr(fp32, image) if gap.any() else None,
         largest=int(gap.max()),
     )
 

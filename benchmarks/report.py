@@ -318,7 +318,7 @@ def _short(row: Row) -> str:
     """A file in its engine, short enough for a plot."""
     engine = (row.backend or "").split()[0].replace("ONNX", "ORT")
     kind = "bf16" if "bf16" in row.label else "INT8" if "INT8" in row.label else "FP32"
-    return f"GMIN {kind}, {engine}"
+    return f"{kind}, {engine}"
 
 
 def _date(text: str) -> str:
