@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from benchmarks.protocol import LATENCY_INPUT, RANDOM, Size
-from benchmarks.published import Score, published_networks
+from benchmarks.published import PublishedScore, published
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Means over a set, on luma."""
+
+    psnr_y_db: float
+    ssim_y: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of a table. Dictionaries are keyed by the set's name; what was not measured is absent or None."""
 
@@ -59,7 +67,7 @@ class Row:
     macs: int | None = None
     flops: int | None = None
     measured: dict[str, Score] = field(default_factory=dict)
-    published: dict[str, Score] = field(default_factory=dict)
+    published: dict[str, PublishedScore] = field(default_factory=dict)
     drop_db: dict[str, float] = field(default_factory=dict)
     """Of a file, against GMIN FP32 in ONNX Runtime."""
     median_ms: float | None = None
@@ -69,9 +77,8 @@ class Row:
 
     def difference(self, name: str) -> float | None:
         """Measured minus published PSNR on a set, where both are known."""
-        if name in self.measured and name in self.published:
-            return self.measured[name].psnr_y_db - self.published[name].psnr_y_db
-        return None
+        printed = self.published[name].psnr_y_db if name in self.published else None
+        return self.measured[name].psnr_y_db - printed if printed is not None and name in self.measured else None
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
         latency = dict(zip(racing, times, strict=True))
     names = sorted({entry.network for entry in wanted if entry.kind != "floor"})
     counts = {name: complexity(name) for name in tqdm(names, "counting", leave=False, disable=silent)}
-    published = {network.network: network.scores for network in published_networks() if network.network}
+    printed = {entry.network: entry.scores for entry in published() if entry.network}
     rows = []
     for i, entry in enumerate(wanted):
         info, weights = (opened[i][0].info, opened[i][1]) if i in opened else (None, ABSENT)
@@ -202,7 +209,7 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
                 count=counts.get(entry.network),
                 measured=scores.get(i, {}),
                 reference=scores[0],
-                published=published.get(entry.network, {}),
+                published=printed.get(entry.network, {}),
                 latency=latency.get(i),
             )
         )
@@ -217,7 +224,7 @@ def _row(
     count: Complexity | None,
     measured: Mapping[str, Score],
     reference: Mapping[str, Score],
-    published: Mapping[str, Score],
+    published: Mapping[str, PublishedScore],
     latency: Latency | None,
 ) -> Row:
     drop = {
@@ -296,13 +303,13 @@ def choose(files: Sequence[Row], name: str) -> Row:
 def training_remarks(rows: Sequence[Row], name: str) -> list[str]:
     """What must be known of GMIN's weights: how far they are from the paper, and from the best measured network."""
     ours = rows[0].measured.get(name)
-    published = rows[0].published.get("BSD100")
+    printed = rows[0].published.get("BSD100")
     rivals = [row for row in rows if row.kind == "network" and name in row.measured]
     best = max(rivals, key=lambda row: row.measured[name].psnr_y_db, default=None)
     if ours is None or best is None or best.measured[name].psnr_y_db - ours.psnr_y_db < LITTLE_TRAINED_DB:
         return []
     gap = best.measured[name].psnr_y_db - ours.psnr_y_db
-    paper = f" (its paper prints {published.psnr_y_db:.2f} dB on BSD100)" if published else ""
+    paper = f" (its paper prints {printed.psnr_y_db:.2f} dB on BSD100)" if printed and printed.psnr_y_db else ""
     text = (
         f"GMIN's shipped weights are little trained{paper}: {ours.psnr_y_db:.2f} dB on {name}, {gap:.2f} dB below "
         f"{best.label}. Sizes and times do not depend on weights; quality does."

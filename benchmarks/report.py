@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.layers import LayerProfile
     from benchmarks.pictures import Crop, Shown
     from benchmarks.plots import Point
-    from benchmarks.published import PublishedNetwork
+    from benchmarks.published import Published
 
 _HERE = Path(__file__).parent
 PHOTO = _HERE.parent / "docs/images/chelsea.png"
@@ -56,7 +56,7 @@ class Report:
     rounds: int
     verdict: Verdict
     rows: tuple[Row, ...]
-    others: tuple[PublishedNetwork, ...]
+    published: tuple[Published, ...]
     profiles: tuple[LayerProfile, ...]
     sliders: tuple[Slider, ...]
     crops: tuple[Crop, ...]
@@ -77,7 +77,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
     from benchmarks.latency import NOISY
     from benchmarks.latency import PROTOCOL as TIMING
     from benchmarks.layers import profile_layers
-    from benchmarks.published import published_networks
+    from benchmarks.published import published
     from data.metrics import PROTOCOL as SCORING
     from runtime.engines.opening import MODELS
 
@@ -103,7 +103,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
         rounds=plan.rounds,
         verdict=verdict(rows, sets[0], gpu=bool(around.accelerators)),
         rows=tuple(rows),
-        others=tuple(published_networks()),
+        published=tuple(published()),
         profiles=tuple(profiles),
         sliders=tuple(sliders),
         crops=tuple(crops),
@@ -174,6 +174,7 @@ def render(report: Report) -> tuple[str, str]:
     from markupsafe import Markup
 
     from benchmarks.pictures import FULL_SCALE
+    from benchmarks.published import caveats
 
     templates = Environment(
         loader=FileSystemLoader(_HERE),
@@ -200,6 +201,7 @@ def render(report: Report) -> tuple[str, str]:
         "plots": [(title, Markup(svg)) for title, svg in plots(report)],  # noqa: S704 - built here, text escaped there
         "layers": layer_table(report.profiles),
         "environment": _environment_lines(report.environment),
+        "caveats": caveats(),
         "published_sets": ("Set5", "Set14", "BSD100"),
         "full_scale": FULL_SCALE,
         "style": Markup(style),  # noqa: S704 - our own file
@@ -233,8 +235,9 @@ def plots(report: Report) -> list[tuple[str, str]]:
             x, ours = value(row), row.network == "gmin_x4"
             if x is not None and name in row.measured:
                 points.append(Point(row.label, x, row.measured[name].psnr_y_db, "measured", ours))
-            if x is not None and name in row.published and (ours or name not in row.measured):
-                points.append(Point(row.label, x, row.published[name].psnr_y_db, "published", ours))
+            printed = row.published[name].psnr_y_db if name in row.published else None
+            if x is not None and printed is not None and (ours or name not in row.measured):
+                points.append(Point(row.label, x, printed, "published", ours))
         return points
 
     timed = [replace(row, published={}) for row in networks[1:]]

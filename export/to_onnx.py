@@ -196,7 +196,8 @@ def main(
     ckpt: Annotated[Path, typer.Option(help="Checkpoint: .safetensors, or .pth holding plain weights.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     model: Annotated[
-        str | None, typer.Option(help="Registered name, such as gmin_x4. Default: the name recorded in the file.")
+        str | None,
+        typer.Option(help="Registered name, such as gmin_x4; spandrel for others. Default: what the file says."),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic inside; input and output stay float32.")] = "fp32",
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold what can be folded exactly.")] = True,
@@ -214,10 +215,17 @@ def main(
 
     name = model or recorded_name(ckpt)
     if name is None:
-        raise UserError(f"{ckpt} does not say which network it is; name it with --model, such as --model gmin_x4.")
-    network = describe(name)
-    built = load_checkpoint(create(name), ckpt)
-    result = export_onnx(built, output, network, checkpoint_sha256=sha256(ckpt), fold=fold, precision=precision)
+        raise UserError(
+            f"{ckpt} does not say which network it is; name it with --model, such as --model gmin_x4, or --model "
+            "spandrel for one that spandrel recognises."
+        )
+    if name == "spandrel":
+        result = _export_foreign(ckpt, output, precision)
+    else:
+        built = load_checkpoint(create(name), ckpt)
+        result = export_onnx(
+            built, output, describe(name), checkpoint_sha256=sha256(ckpt), fold=fold, precision=precision
+        )
     write_json(asdict(result), json_target)
     worst = max(result.max_abs_difference.values())
     sizes = ", ".join(result.max_abs_difference)
@@ -228,6 +236,25 @@ def main(
         quiet=quiet,
         json_target=json_target,
     )
+
+
+def _export_foreign(ckpt: Path, output: Path, precision: Precision) -> Export:
+    """Export what spandrel recognises. Not every network can be: many compute with the example's size as a constant."""
+    from model.checkpoint import sha256
+    from model.foreign import load_foreign
+
+    built, network = load_foreign(ckpt)
+    try:
+        return export_onnx(built, output, network, checkpoint_sha256=sha256(ckpt), precision=precision)
+    except UserError:
+        raise
+    except Exception as error:  # the exporter's own kinds, and our refusal of a graph that gives other pixels
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        name = network.source.partition(",")[0]
+        raise UserError(
+            f"{ckpt} holds {name}, whose code cannot be exported for every size ({reason}). It runs in PyTorch: "
+            f"spandrel:{ckpt}."
+        ) from error
 
 
 if __name__ == "__main__":

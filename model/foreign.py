@@ -15,9 +15,6 @@ from model.checkpoint import read_state
 from model.registry import Network
 from runtime.errors import UserError
 
-PLAIN_NAME = "spandrel"
-"""What ``--model`` is given for such a network."""
-
 
 class Padded(nn.Module):
     """A network whose input sides must be multiples of ``multiple``, made to take any.
@@ -72,6 +69,7 @@ def load_foreign(path: Path) -> tuple[nn.Module, Network]:
             f"{', square pictures only' if needs.square else ''}: only super-resolution of RGB can be measured here."
         )
     model: nn.Module = found.model.eval().float()
+    _fuse_once(model)
     if needs.multiple_of > 1:
         model = Padded(model, found.scale, needs.multiple_of)
     return model, Network(
@@ -83,6 +81,24 @@ def load_foreign(path: Path) -> tuple[nn.Module, Network]:
         receptive_radius=64,
         source=f"{name}, recognised by spandrel {spandrel.__version__}",
     )
+
+
+def _fuse_once(model: nn.Module) -> None:
+    """Let branches that are merged anew at every inference (SPAN and its kin) be merged now and stay so.
+
+    The result is the same; but their merging would be counted and timed, and the exporter dies of it.
+    """
+    for module in model.modules():
+        merge = getattr(module, "update_params", None)
+        if callable(merge) and hasattr(module, "eval_conv"):
+            with torch.no_grad():
+                merge()
+            module.update_params = _nothing  # type: ignore[assignment]  # in place of the method, on this object only
+            module.conv = module.sk = nn.Identity()  # the branches: they are in eval_conv now
+
+
+def _nothing() -> None:
+    """Merged already."""
 
 
 def _spandrel() -> Any:
