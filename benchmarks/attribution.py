@@ -1,6 +1,6 @@
 """Which LR pixels a network uses to draw a patch: local attribution maps and the diffusion index.
 
-python benchmarks/attribution.py gmin_x4 lkdn_x4 --image docs/images/chelsea.png --patch 264,56,16 -o out/attribution
+python benchmarks/attribution.py gmin_x4 lkdn_x4 --image data/chelsea.png --patch 264,56,16 -o out/attribution
 
 The method is that of Gu and Dong, "Interpreting Super-Resolution Networks with Local Attribution Maps", CVPR 2021.
 A detector D sums the gradient magnitude of the SR picture over a patch: it asks how much structure was drawn there. Its
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 STEPS, SIGMA, KERNEL, CONTEXT = 50, 1.2, 9, 256
 NETWORKS = ("gmin_x4", "lkdn_x4", "bsrn_x4", "hnct_x4")
 NOT_PRESENT = "weights not present"
-_PICTURE = Path(__file__).resolve().parents[1] / "docs/images/chelsea.png"
+_PICTURE = Path(__file__).resolve().parents[1] / "data/chelsea.png"
 
 
 @dataclass(frozen=True)

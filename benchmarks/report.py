@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.published import Published
 
 _HERE = Path(__file__).parent
-PHOTO = _HERE.parent / "docs/images/chelsea.png"
+PHOTO = _HERE.parent / "data/chelsea.png"
 """Ours to show (CC0), so that a report can be published as it is; pictures of the benchmark sets could not."""
 
 

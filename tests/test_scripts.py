@@ -14,7 +14,7 @@ SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for folder in FOLDERS
     for path in (ROOT / folder).glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
+    if "\n    run(app)\n" in path.read_text()
 )
 MAY_IMPORT = {
     "runtime": set(),
