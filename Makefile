@@ -6,7 +6,7 @@ MODEL := runtime/models/gmin_x4
 .PHONY: demo test lint types format models clean
 
 demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light runtime only
-	$(BIN)/python runtime/infer.py docs/images/chelsea.png -o out/chelsea_x4.png
+	$(BIN)/python runtime/infer.py data/chelsea.png -o out/chelsea_x4.png
 
 test: .venv/dev  ## run the suite
 	$(BIN)/python -m pytest

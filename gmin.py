@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import accuracy, complexity, latency
+from benchmarks import accuracy, attribution, complexity, latency, report
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
@@ -18,6 +18,8 @@ app.command("upscale")(infer.main)
 app.command("accuracy")(accuracy.main)
 app.command("complexity")(complexity.main)
 app.command("latency")(latency.main)
+app.command("attribution")(attribution.main)
+app.command("report")(report.main)
 
 
 def main() -> None:

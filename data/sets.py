@@ -84,6 +84,11 @@ def read_rgb(path: Path) -> Rgb:
     return np.ascontiguousarray(colour, np.uint8)
 
 
+def sample_photo() -> Rgb:
+    """The shipped photo, (300, 451, 3): Chelsea, by Stéfan van der Walt, CC0, from scikit-image."""
+    return read_rgb(Path(__file__).with_name("chelsea.png"))
+
+
 def crop_to_multiple(image: Rgb, scale: int) -> Rgb:
     """Cut the right and bottom edges to a multiple of ``scale``."""
     height, width = image.shape[:2]

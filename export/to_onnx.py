@@ -60,16 +60,26 @@ def export_onnx(
 ) -> Export:
     """Export ``model`` to ``path`` with dynamic batch, height and width, and check the file against PyTorch.
 
-    Input and output are (N, 3, H, W) float32 RGB in [0, 1] for either precision.
+    Input and output are (N, 3, H, W) float32 RGB in [0, 1] for either precision. LKDN is rescaled first
+    (``model.rescaling``): as released, its activations overflow FP16 and leave INT8 no usable scale.
 
     Raises:
         RuntimeError: the file gives other pixels than PyTorch; nothing is written then.
     """
+    import torch
+
+    from data.sets import sample_photo, to_batch
     from model.folding import can_fold
     from model.folding import fold as folded_copy
+    from model.lkdn import Lkdn
+    from model.rescaling import rescale_lkdn
 
+    source = model.eval()
+    if isinstance(model, Lkdn):
+        source = rescale_lkdn(model, [torch.from_numpy(to_batch(sample_photo()))])
     folding = fold and can_fold(model)
-    source = folded_copy(model) if folding else model.eval()
+    if folding:
+        source = folded_copy(source)
     proto = onnx_from_model(source, network, precision=precision)
     for key, value in {
         "gmin.name": network.name,

@@ -11,6 +11,8 @@ from runtime.errors import UserError
 
 _PASSIVE = {"DepthToSpace", "Clip", "Add", "Identity", "Reshape", "Transpose", "Cast"}
 """Operations that may stand between the last convolution and the picture."""
+_STATISTICS = {"Pow", "Sqrt", "Div", "ReduceL2", "LayerNormalization", "Softmax", "MatMul"}
+_CARRIERS = {"Add", "Mul", "ReduceMean", "Clip", "Max", "Reciprocal", "Transpose", "Reshape"}
 
 
 def read_onnx(path: Path) -> ModelProto:
@@ -87,6 +89,24 @@ def sums_before(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     """The additions whose result ``nodes`` read directly: the long residual that ends in the last convolution."""
     read = {node.input[0] for node in nodes}
     return [node for node in model.graph.node if node.op_type == "Add" and node.output[0] in read]
+
+
+def statistics_nodes(model: ModelProto) -> list[NodeProto]:
+    """The nodes that compute deviations and norms: squares, roots, quotients, and what only they feed.
+
+    Their values span many orders of magnitude (a variance of LKDN's pixel norm, say) and have no useful 8-bit scale.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found: list[NodeProto] = []
+    computed: set[str] = set()
+    for node in model.graph.node:  # in topological order
+        inputs = {name for name in node.input if name and name not in constants}
+        difference = node.op_type == "Sub" and len(inputs) == len(node.input)
+        carried = node.op_type in _CARRIERS and bool(inputs) and inputs <= computed
+        if node.op_type in _STATISTICS or difference or carried:
+            found.append(node)
+            computed.update(node.output)
+    return found
 
 
 def float_tensors(model: ModelProto) -> set[str]:

@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 LEVEL = np.float32(1 / 255)
 """Distance of two levels of an 8-bit picture on [0, 1]."""
 CENTRE = np.float32(128 / 255)
+
+
+def insert_centred_input(model: ModelProto) -> bool:
+    """Let a network that begins with a 1×1 convolution read input − 0.5, in place; exact, for nothing is padded.
+
+    A signed symmetric quantizer gives half of its levels to negative values, and a picture on [0, 1] has none. LKDN and
+    BSRN begin so (their repeated input folded); GMIN subtracts 0.5 itself.
+
+    Returns:
+        Whether the graph was changed.
+    """
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    source = graph.input[0].name
+    readers = [node for node in graph.node if source in node.input]
+    if [node.op_type for node in readers] != ["Conv"] or readers[0].input[1] not in initializers:
+        return False
+    conv = readers[0]
+    weight = numpy_helper.to_array(initializers[conv.input[1]])
+    if weight.shape[2:] != (1, 1) or any(a.name == "pads" and any(a.ints) for a in conv.attribute):
+        return False
+    bias = numpy_helper.to_array(initializers[conv.input[2]]) if len(conv.input) > 2 else np.zeros(len(weight))
+    moved = bias + 0.5 * weight.astype(np.float64).sum(axis=(1, 2, 3))
+    names = [f"{source}_offset", f"{source}_centred", f"{conv.name}_centred_bias"]
+    graph.initializer.append(numpy_helper.from_array(np.float32(0.5), names[0]))
+    graph.initializer.append(numpy_helper.from_array(moved.astype(np.float32), names[2]))
+    shift = helper.make_node("Sub", [source, names[0]], [names[1]], name=f"{source}_centre")
+    kind = graph.input[0].type.tensor_type
+    graph.value_info.append(helper.make_tensor_value_info(names[1], kind.elem_type, None))
+    inputs = [names[1], conv.input[1], names[2]]
+    del conv.input[:]
+    conv.input.extend(inputs)
+    graph.node.insert(0, shift)
+    return True
 
 
 def centre_input_on_levels(model: ModelProto) -> str | None:

@@ -75,16 +75,17 @@ def quantize_model(
         float_tail: leave the convolution that gives the output, and the sum that it reads, in float.
     """
     from quantize.calibration import collect_statistics
-    from quantize.graph import convolutions, dense, float_tensors, sums_before, tail
-    from quantize.passes import centre_input_on_levels
+    from quantize.graph import convolutions, dense, float_tensors, statistics_nodes, sums_before, tail
+    from quantize.passes import centre_input_on_levels, insert_centred_input
     from quantize.placement import Affine, insert_qdq
     from quantize.ranges import choose_range, scale_and_zero_point
 
     prepared = type(model)()
     prepared.CopyFrom(model)
-    last = tail(prepared) if float_tail else []
-    kept_float = {node.name for node in (*last, *sums_before(prepared, last))}
+    insert_centred_input(prepared)
     centred = centre_input_on_levels(prepared)
+    last = tail(prepared) if float_tail else []
+    kept_float = {node.name for node in (*last, *sums_before(prepared, last), *statistics_nodes(prepared))}
     eligible = dense(prepared) if target == "openvino" else convolutions(prepared)
     quantized = {node.name for node in eligible} - kept_float
     everywhere = target == "cpu"

@@ -44,9 +44,9 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 @pytest.fixture(scope="session")
 def photo() -> np.ndarray:
     """The shipped photo, (300, 451, 3) uint8 RGB."""
-    from data.sets import read_rgb
+    from data.sets import sample_photo
 
-    return read_rgb(ROOT / "docs/images/chelsea.png")
+    return sample_photo()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Every script starts fast, without heavy libraries, and every folder keeps to the law of imports."""
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for folder in FOLDERS
     for path in (ROOT / folder).glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
+    if "\n    run(app)\n" in path.read_text()
 )
 MAY_IMPORT = {
     "runtime": set(),
@@ -37,8 +37,8 @@ def test_help_is_fast_and_needs_nothing_heavy(script: str, tmp_path: Path) -> No
     for name in ("torch", "onnx", "onnxruntime", "openvino", "cv2", "numpy", "pooch", "safetensors"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked by the test')")
     seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         done = subprocess.run(
             [sys.executable, ROOT / script, "--help"],
             env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin"},
@@ -46,7 +46,8 @@ def test_help_is_fast_and_needs_nothing_heavy(script: str, tmp_path: Path) -> No
             text=True,
             timeout=60,
         )
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # processor time of the child: a busy machine must not fail the test
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.returncode == 0, done.stderr
         assert "--help" in done.stdout
     assert min(seconds) < 0.3

@@ -51,8 +51,8 @@ def test_the_table_says_the_protocol(script: Script, patch_folder: Path) -> None
     ("arguments", "message"),
     [
         (["bicubic", "--set", "Set15"], "neither a folder nor one of"),
-        ([MODELS / "gmin_x4.onnx", "--scale", "3", "--set", ROOT / "docs/images"], "upscales by 4, not by 3"),
-        (["gmin_x2", "--scale", "2", "--set", ROOT / "docs/images"], "No weights of gmin_x2"),
+        ([MODELS / "gmin_x4.onnx", "--scale", "3", "--set", ROOT / "data"], "upscales by 4, not by 3"),
+        (["gmin_x2", "--scale", "2", "--set", ROOT / "data"], "No weights of gmin_x2"),
     ],
 )
 def test_mistakes(script: Script, arguments: list[object], message: str) -> None:

@@ -14,7 +14,7 @@ from data.metrics import psnr
 from data.sets import to_batch
 from quantize.calibration import collect_statistics
 from quantize.graph import convolutions, dense, read_onnx, tail
-from quantize.passes import centre_input_on_levels
+from quantize.passes import centre_input_on_levels, insert_centred_input
 from quantize.placement import quantize_weight
 from tests.conftest import ROOT, Script
 
@@ -166,7 +166,7 @@ def test_calibration_memory_does_not_grow(fp32_onnx: Path) -> None:
         ([MODELS / "gmin_x4.onnx", "-o", "a.txt"], "must end in .onnx"),
         ([MODELS / "gmin_x4_int8.onnx", "-o", "a.onnx"], "is quantized already"),
         ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", "/nowhere"], "neither DIV2K nor a folder"),
-        ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", ROOT / "docs/images/.."], "holds no pictures"),
+        ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", ROOT / "docs"], "holds no pictures"),
         ([ROOT / "README.md", "-o", "a.onnx"], "is not an ONNX file"),
     ],
 )
@@ -208,3 +208,23 @@ def test_a_graph_without_names_is_named_and_quantized(script: Script, patch_fold
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["convolutions_int8"] == 1
+
+
+def test_centring_the_input_of_a_1x1_convolution_is_exact() -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(0, 1, (6, 3, 1, 1)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="first")],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6, "H", "W"])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    batch = random.random((1, 3, 5, 7), dtype=np.float32)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": batch})[0]
+    assert insert_centred_input(model)
+    assert centre_input_on_levels(model) == "x_centred"
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": batch})[0]
+    assert np.abs(before - after).max() < 1e-5, "a 1x1 convolution pads nothing: exact up to the border"
+    assert not insert_centred_input(model)

@@ -16,7 +16,7 @@ from data.metrics import psnr
 from tests.conftest import ROOT, Script
 
 MODELS = ROOT / "runtime/models"
-PHOTO = ROOT / "docs/images/chelsea.png"
+PHOTO = ROOT / "data/chelsea.png"
 
 
 @pytest.fixture
