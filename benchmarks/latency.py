@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from runtime.engines.contract import Engine, StageTimes
 
 PROTOCOL = (
-    "one picture 1 x 3 x H x W float32; engines take turns in one process (A, B, C, A, B, C, ...) after warm-up; "
+    "one picture 1 x 3 x H x W float32; engines take turns in one process (A, B, C, A, B, C, ...) after warm-up, each "
+    "after a rest of 5 ms; "
     "time of the whole call, copies included; ratio is the median over rounds of the time over the first engine's in "
     "the same round"
 )
 NOISY = 1.3
 """p90 over median from which a machine is called noisy."""
+PAUSE_S = 0.005
+"""Rest before each run.
+
+ONNX Runtime's threads spin for a while after a run, and OpenVINO's after theirs, which the next engine may have to
+share the cores with. ``session.intra_op.allow_spinning`` off would cure that, but it makes ONNX Runtime itself 15 to 25 %
+slower (GMIN at 160x90, two threads: 61 to 69 and 67 to 84 ms), and a user has it on: it stays on, and every engine
+starts after a rest instead. How much the next engine gains is not settled: on cores that others half used, OpenVINO
+right after ONNX Runtime took 157 to 220 ms, alone 150 to 185.
+"""
 CROWDED = 0.1
 """Share of the processors that others may take before the times are called too long."""
 
@@ -84,7 +94,7 @@ def measure(
     threads: int,
     rounds: int = 30,
     warm_up: int = 3,
-    pause_s: float = 0.0,
+    pause_s: float = PAUSE_S,
     clock: Callable[[], float] = time.perf_counter,
     after_round: Callable[[], object] = lambda: None,
 ) -> list[Latency]:
@@ -96,7 +106,7 @@ def measure(
         threads: what the engines were opened with; only written down.
         rounds: timed runs of each.
         warm_up: runs of each before them.
-        pause_s: rest before each run. Threads that the last engine keeps spinning go to sleep in it.
+        pause_s: rest before each run, in which the threads that the last engine keeps spinning go to sleep.
         clock: seconds.
         after_round: called after every round, the warming ones included.
     """
