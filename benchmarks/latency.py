@@ -32,20 +32,19 @@ if TYPE_CHECKING:
 
 PROTOCOL = (
     "one picture 1 x 3 x H x W float32; engines take turns in one process (A, B, C, A, B, C, ...) after warm-up, each "
-    "after a rest of 5 ms; "
-    "time of the whole call, copies included; ratio is the median over rounds of the time over the first engine's in "
-    "the same round"
+    "after a rest of 5 ms; time of the whole call, copies included; ratio is the median over rounds of the time over "
+    "the first engine's in the same round"
 )
 NOISY = 1.3
 """p90 over median from which a machine is called noisy."""
 PAUSE_S = 0.005
 """Rest before each run.
 
-ONNX Runtime's threads spin for a while after a run, and OpenVINO's after theirs, which the next engine may have to
-share the cores with. ``session.intra_op.allow_spinning`` off would cure that, but it makes ONNX Runtime itself 15 to 25 %
-slower (GMIN at 160x90, two threads: 61 to 69 and 67 to 84 ms), and a user has it on: it stays on, and every engine
-starts after a rest instead. How much the next engine gains is not settled: on cores that others half used, OpenVINO
-right after ONNX Runtime took 157 to 220 ms, alone 150 to 185.
+ONNX Runtime's threads spin on for a while after a run, on cores that the next engine then has to share. Measured with
+GMIN at 160x90 on two cores: ``session.intra_op.allow_spinning`` off makes ONNX Runtime 15 to 25 % slower where the
+machine is quiet (61 to 69, 67 to 84 ms), and up to twice as fast where others take half of it (189 and 252 to 124 and
+128 ms); there OpenVINO took 179 and 185 ms right after the spinning one and 131 and 133 after the other. Users have it
+on, so it stays on, and every engine starts after a rest; p90 and the share that others took say when to doubt.
 """
 CROWDED = 0.1
 """Share of the processors that others may take before the times are called too long."""
