@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.engines.contract import Engine
+from runtime.errors import UserError
 from runtime.images import Picture, Pixels
 from runtime.tiles import plan_tiles, ramps
 
@@ -62,6 +63,9 @@ def upscale(
         overlap: LR pixels that neighbouring tiles share.
         progress: told after each tile.
 
+    Raises:
+        UserError: the network gave values that are not finite.
+
     A network that looks at the whole picture (GMIN: a global mean in each module) gives slightly other pixels by
     tiles; so does any network whose receptive field is larger than half of the overlap. ``exact`` is False then.
     """
@@ -107,6 +111,11 @@ def _by_tiles(
             prepared = time.perf_counter()
             output = engine.infer(batch)[0, :, : piece.shape[0] * scale, : piece.shape[1] * scale]
             inferred = time.perf_counter()
+            if not np.isfinite(output).all():
+                raise UserError(
+                    f"{engine.info.engine} gave infinite or undefined values for this picture: its activations "
+                    "overflow on it. Use another precision (FP32) or other weights."
+                )
             weight = (down[i][:, None] * across[j])[..., None] if tiling.count > 1 else np.float32(1)
             strip[:, left * scale : (left + tiling.width) * scale] += output.transpose(1, 2, 0) * weight
             finished = time.perf_counter()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engines.contract import Batch, EngineInfo
+from runtime.errors import UserError
 from runtime.images import Picture
 from runtime.tiles import plan_tiles, ramps
 from runtime.upscale import upscale
@@ -99,3 +100,14 @@ def test_a_picture_smaller_than_the_network_takes() -> None:
     result = upscale(engine, Picture(np.full((3, 5, 3), 90, np.uint8)))
     assert result.picture.colour.shape == (6, 10, 3)
     assert engine.shapes == {(1, 3, 16, 16)}
+
+
+def test_values_that_are_not_finite_are_an_error_and_no_black_picture() -> None:
+    class Overflowing(Blur):
+        def infer(self, batch: Batch) -> Batch:
+            result = super().infer(batch)
+            result[0, 0, 3, 3] = np.inf
+            return result
+
+    with pytest.raises(UserError, match="infinite or undefined"):
+        upscale(Overflowing(1), Picture(np.zeros((8, 8, 3), np.uint8)))
