@@ -31,12 +31,21 @@ if TYPE_CHECKING:
     from runtime.engines.contract import Engine, StageTimes
 
 PROTOCOL = (
-    "one picture 1 x 3 x H x W float32; engines take turns in one process (A, B, C, A, B, C, ...) after warm-up; "
-    "time of the whole call, copies included; ratio is the median over rounds of the time over the first engine's in "
-    "the same round"
+    "one picture 1 x 3 x H x W float32; engines take turns in one process (A, B, C, A, B, C, ...) after warm-up, each "
+    "after a rest of 5 ms; time of the whole call, copies included; ratio is the median over rounds of the time over "
+    "the first engine's in the same round"
 )
 NOISY = 1.3
 """p90 over median from which a machine is called noisy."""
+PAUSE_S = 0.005
+"""Rest before each run.
+
+ONNX Runtime's threads spin on for a while after a run, on cores that the next engine then has to share. Measured with
+GMIN at 160x90 on two cores: ``session.intra_op.allow_spinning`` off makes ONNX Runtime 15 to 25 % slower where the
+machine is quiet (61 to 69, 67 to 84 ms), and up to twice as fast where others take half of it (189 and 252 to 124 and
+128 ms); there OpenVINO took 179 and 185 ms right after the spinning one and 131 and 133 after the other. Users have it
+on, so it stays on, and every engine starts after a rest; p90 and the share that others took say when to doubt.
+"""
 CROWDED = 0.1
 """Share of the processors that others may take before the times are called too long."""
 
@@ -84,7 +93,7 @@ def measure(
     threads: int,
     rounds: int = 30,
     warm_up: int = 3,
-    pause_s: float = 0.0,
+    pause_s: float = PAUSE_S,
     clock: Callable[[], float] = time.perf_counter,
     after_round: Callable[[], object] = lambda: None,
 ) -> list[Latency]:
@@ -96,7 +105,7 @@ def measure(
         threads: what the engines were opened with; only written down.
         rounds: timed runs of each.
         warm_up: runs of each before them.
-        pause_s: rest before each run. Threads that the last engine keeps spinning go to sleep in it.
+        pause_s: rest before each run, in which the threads that the last engine keeps spinning go to sleep.
         clock: seconds.
         after_round: called after every round, the warming ones included.
     """
