@@ -1,12 +1,16 @@
 """Every script starts fast, without heavy libraries, and every folder keeps to the law of imports."""
 
 import ast
+import importlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("data", "model", "training", "export", "quantize", "runtime", "benchmarks")
@@ -77,3 +81,28 @@ def test_the_runtime_installs_without_torch() -> None:
     base = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
     assert "torch" not in base
     assert "onnx" not in base
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Every command line of the project's own scripts in the documents: (script, arguments)."""
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    text = "\n".join(path.read_text() for path in documents).replace("\\\n", " ")
+    found = re.findall(rf"^(?:python|torchrun .*?) ?((?:{'|'.join(FOLDERS)})/\w+\.py)([^\n#`]*)", text, re.MULTILINE)
+    return sorted({(script, arguments.strip()) for script, arguments in found})
+
+
+def test_there_are_documented_commands() -> None:
+    assert {"runtime/infer.py", "training/train.py", "quantize/ptq.py"} <= {
+        script for script, _ in documented_commands()
+    }
+
+
+@pytest.mark.parametrize(("script", "arguments"), documented_commands())
+def test_documented_commands_are_taken_by_their_scripts(script: str, arguments: str) -> None:
+    """Parsed by the real command line, without running: unknown options and stray arguments fail."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    command = typer.main.get_command(module.app)
+    command.make_context(script, shlex.split(arguments.replace("…", "x")))
+    named = [word for word in shlex.split(arguments) if word.startswith(FOLDERS) and "/" in word]
+    for path in named:
+        assert (ROOT / path).exists(), f"{path} is documented and not there"
