@@ -15,7 +15,7 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.complexity import Complexity
     from benchmarks.latency import Latency
-    from runtime.engines.contract import Engine, EngineInfo
+    from runtime.engines.contract import EngineInfo
 
 SCALE = 4
 ABSENT = "weights not present"
@@ -137,8 +137,10 @@ def entries(plan: Plan) -> list[Entry]:
     """What a plan measures on this machine, GMIN FP32 in ONNX Runtime first: everything is held against it."""
     from runtime.engines.opening import BACKENDS, MODELS, installed
 
+    here = Path.cwd()  # reports are passed on: as little of this machine in them as can be
+    folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
     files = [
-        Entry(label, "gmin_x4", f"{backend}:{MODELS / file}", "file", file)
+        Entry(label, "gmin_x4", f"{backend}:{folder / file}", "file", file)
         for label, backend, file in _FILES
         if installed(BACKENDS[backend]) and (MODELS / file).is_file()
     ]
@@ -177,35 +179,37 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
     threads = plan.threads or available_cores()
     sets = [image_set(name, SCALE) for name in plan.sets]
     wanted = entries(plan)
+    infos: dict[int, EngineInfo] = {}
+    weights: dict[int, str] = {}
+    scores: dict[int, dict[str, Score]] = {}
+    run = [i for i, entry in enumerate(wanted) if entry.spec is not None]
+    for i in tqdm(run, "scoring", leave=False, disable=silent):
+        timed = open_timed(wanted[i].spec or "", threads=threads)
+        with closing(timed.engine) as engine:  # one at a time: pictures of many sizes make engines hoard memory
+            infos[i], weights[i] = engine.info, timed.weights
+            means = [score(engine, images)[0] for images in sets if timed.weights != RANDOM]
+        scores[i] = {Path(mean.set).name: Score(mean.psnr_y_db, mean.ssim_y) for mean in means}
+    racing = [i for i in run if wanted[i].kind != "floor"]
     with ExitStack() as stack:
-        opened: dict[int, tuple[Engine, str]] = {}
-        for i, entry in enumerate(tqdm(wanted, "opening", leave=False, disable=silent)):
-            if entry.spec is not None:
-                timed = open_timed(entry.spec, threads=threads)
-                stack.enter_context(closing(timed.engine))
-                opened[i] = (timed.engine, timed.weights)
-        scores: dict[int, dict[str, Score]] = {}
-        for i, (engine, weights) in opened.items():
-            means = [score(engine, images, quiet=quiet)[0] for images in sets if weights != RANDOM]
-            scores[i] = {Path(mean.set).name: Score(mean.psnr_y_db, mean.ssim_y) for mean in means}
-        racing = [i for i in opened if wanted[i].kind != "floor"]
-        contestants = [Contestant(opened[i][0], wanted[i].label, opened[i][1]) for i in racing]
+        contestants = []
+        for i in racing:
+            timed = open_timed(wanted[i].spec or "", threads=threads)
+            contestants.append(Contestant(stack.enter_context(closing(timed.engine)), wanted[i].label, timed.weights))
         with tqdm(total=plan.rounds + 1, desc="timing", unit="round", leave=False, disable=silent) as bar:
             times = measure(
                 contestants, plan.size, threads=threads, rounds=plan.rounds, warm_up=1, after_round=bar.update
             )
-        latency = dict(zip(racing, times, strict=True))
+    latency = dict(zip(racing, times, strict=True))
     names = sorted({entry.network for entry in wanted if entry.kind != "floor"})
     counts = {name: complexity(name) for name in tqdm(names, "counting", leave=False, disable=silent)}
     printed = {entry.network: entry.scores for entry in published() if entry.network}
     rows = []
     for i, entry in enumerate(wanted):
-        info, weights = (opened[i][0].info, opened[i][1]) if i in opened else (None, ABSENT)
         rows.append(
             _row(
                 entry,
-                info=info,
-                weights=weights,
+                info=infos.get(i),
+                weights=weights.get(i, ABSENT),
                 count=counts.get(entry.network),
                 measured=scores.get(i, {}),
                 reference=scores[0],

@@ -50,11 +50,6 @@ def published() -> list[Published]:
     ]
 
 
-def published_of(network: str) -> Published | None:
-    """What is published of a registered network, such as ``lkdn_x4``; None where nothing is."""
-    return next((entry for entry in published() if entry.network == network), None)
-
-
 def caveats() -> tuple[str, str]:
     """What must stand beside these figures: how they were scored, and that most are second-hand."""
     content = _content()

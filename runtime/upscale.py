@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.engines.contract import Engine
 from runtime.errors import UserError
 from runtime.images import Picture, Pixels
-from runtime.tiles import plan_tiles, ramps
+from runtime.tiles import Tiling, plan_tiles, ramps
 
 WHOLE_PIXELS = 512 * 512
 """LR pixels up to which a picture goes through the engine in one piece by default."""
@@ -75,7 +75,7 @@ def upscale(
         tile = 0 if height * width <= WHOLE_PIXELS else DEFAULT_TILE
     side = tile or max(height, width)
     tiling = plan_tiles(height, width, tile=side, overlap=min(overlap, side // 2) if tile else 0)
-    colour = _by_tiles(engine, picture.colour, side, min(overlap, side // 2) if tile else 0, seconds, progress)
+    colour = _by_tiles(engine, picture.colour, tiling, seconds, progress)
     started = time.perf_counter()
     if picture.grey:  # the network sees three equal channels and gives three that are almost equal
         colour = cast(Pixels, np.rint(colour.mean(axis=2, keepdims=True)).astype(colour.dtype).repeat(3, axis=2))
@@ -92,13 +92,10 @@ def upscale(
     )
 
 
-def _by_tiles(
-    engine: Engine, colour: Pixels, tile: int, overlap: int, seconds: Seconds, progress: Progress | None
-) -> Pixels:
+def _by_tiles(engine: Engine, colour: Pixels, tiling: Tiling, seconds: Seconds, progress: Progress | None) -> Pixels:
     """(H, W, 3) to (sH, sW, 3) of the same dtype. Only one row of tiles is ever held as floats."""
     scale = engine.info.scale
     height, width = colour.shape[:2]
-    tiling = plan_tiles(height, width, tile=tile, overlap=overlap)
     peak = np.iinfo(colour.dtype).max
     down, across = ramps(tiling.rows, tiling.height, scale), ramps(tiling.columns, tiling.width, scale)
     result = np.empty((height * scale, width * scale, 3), colour.dtype)[..., ::-1]  # stored as BGR, as files want it
