@@ -31,6 +31,8 @@ class TrainingOptions:
     """Glob patterns, relative to ``data``, of images to leave out."""
     validation: tuple[str, ...] = ("Kodak24/*4.png", "BSDS500/test/*7.jpg")
     """Glob patterns, relative to ``data``, of the images that are held out and scored."""
+    patterns: int = 0
+    """Synthetic pictures of stripes and checks (480×480) among the images; needs ``cache``."""
     cache: Path | None = None
     """Folder for decoded images, LR images and teacher targets, made once and mapped into memory by all processes of
     a machine; None keeps HR and LR images in the memory of each process."""
@@ -90,6 +92,8 @@ class TrainingOptions:
             raise UserError(f"ema must be at least 0 and below 1, got {self.ema}.")
         if self.cpu_kernels != "torch" and (self.precision != "fp32" or self.compile):
             raise UserError("cpu_kernels go with precision fp32 and without compile.")
+        if self.patterns < 0 or (self.patterns and self.cache is None):
+            raise UserError("patterns must not be negative, and they are kept in the cache: name a folder with --cache.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):
             raise UserError("warmup_steps must not be negative, and decay_steps must lie between 0 and steps.")
 

@@ -76,8 +76,8 @@ def main(
 ) -> None:
     """Train a super-resolution network, alone or under torchrun.
 
-    Every option of training/options.py can stand in the TOML file; exclude, weight_decay, final_rate and
-    channels_last only there.
+    Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, final_rate
+    and channels_last only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}
@@ -179,6 +179,7 @@ def gather(
 
     from data.assets import data_folder
     from training.leaks import refuse_benchmarks, refuse_copies
+    from training.patterns import write_patterns
     from training.samples import find_images, load_image, lr_counterpart
     from training.teacher import make_targets, with_target
 
@@ -195,6 +196,11 @@ def gather(
     if options.validation and not held_out:
         raise UserError(f"No image under {folder} matches {' or '.join(options.validation)}; name some --validation.")
     refuse_benchmarks(paths)
+    if options.cache is not None:
+        if process.first:
+            write_patterns(options.cache / "patterns", options.patterns)
+        process.wait()
+        paths += write_patterns(options.cache / "patterns", options.patterns)  # there by now
 
     def load(path: Path) -> TrainingImage:
         lr_path = None

@@ -106,3 +106,17 @@ def test_the_receptive_radius_is_the_networks() -> None:
     reached = torch.nonzero(difference).flatten()
     assert (reached.min(), reached.max()) == (size // 2 - radius, size // 2 + radius)
     assert describe("gmin_x4").receptive_radius == 7 * 15 + 11 + 2
+
+
+def test_no_pattern_overflows() -> None:
+    model = create("gmin_x4")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6)  # products of products: without the bounds this is not finite
+        stripes = (torch.arange(48) % 2).float().expand(1, 3, 48, 48)
+        output = model(stripes)
+        assert torch.isfinite(output).all()
+        assert output.abs().max() > 1e6, "the weights of this test should be hostile"
+        for module in model.get_submodule("body").children():
+            module.egsfn.bound = float("inf")
+        assert not torch.isfinite(model(stripes)).all()

@@ -1,0 +1,33 @@
+"""Synthetic patterns among the training images."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from training.patterns import pattern, write_patterns
+
+
+def test_a_number_is_a_picture() -> None:
+    assert np.array_equal(pattern(3), pattern(3))
+    assert not np.array_equal(pattern(3), pattern(4))
+    assert pattern(0).shape == (480, 480, 3)
+    assert pattern(0, side=50).shape == (50, 50, 3)
+
+
+def test_patterns_are_fine_and_high_in_contrast() -> None:
+    pictures = np.stack([pattern(index) for index in range(8)]).astype(float)
+    steps = np.abs(np.diff(pictures.mean(axis=3), axis=2))
+    assert np.percentile(steps, 99) > 60  # hard edges
+    assert pictures.std() > 40
+
+
+def test_files_are_made_once(tmp_path: Path) -> None:
+    paths = write_patterns(tmp_path / "patterns", 2)
+    times = [path.stat().st_mtime_ns for path in paths]
+    assert [path.stat().st_mtime_ns for path in write_patterns(tmp_path / "patterns", 2)] == times
+    picture = cv2.imread(str(paths[1]))
+    assert picture is not None
+    assert np.array_equal(picture[..., ::-1], pattern(1))
+    assert write_patterns(tmp_path / "none", 0) == []
+    assert not (tmp_path / "none").exists()
