@@ -162,7 +162,9 @@ class Gmim(nn.Module):
         super().__init__()
         self.residual = residual
         self.sml = SpatialMixingLayer(width, sau, mixer)
-        self.egsfn = GatedSpatialFeedForward(width, bound) if feed_forward == "egsfn" else FeedForward(width, feed_forward)
+        self.egsfn = (
+            GatedSpatialFeedForward(width, bound) if feed_forward == "egsfn" else FeedForward(width, feed_forward)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.egsfn(self.sml(x))
