@@ -93,9 +93,7 @@ class TrainingOptions:
         if self.cpu_kernels != "torch" and (self.precision != "fp32" or self.compile):
             raise UserError("cpu_kernels go with precision fp32 and without compile.")
         if self.patterns < 0 or (self.patterns and self.cache is None):
-            raise UserError(
-                "patterns must not be negative, and they are kept in the cache: name a folder with --cache."
-            )
+            raise UserError("patterns must not be negative, and they are kept in the cache: name one with --cache.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):
             raise UserError("warmup_steps must not be negative, and decay_steps must lie between 0 and steps.")
 
