@@ -90,9 +90,10 @@ def lr_counterpart(path: Path, *, data: Path, lr_data: Path, scale: int) -> Path
 
 
 def cache_name(path: Path) -> str:
-    """A file name for what is made of ``path``: of its place, size and time, for hashing terabytes takes too long."""
-    status = path.stat()
-    return hashlib.sha256(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:24]
+    """A file name for what is made of ``path``: of its name, size and first 64 KiB, which a copy of the folder keeps."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    return hashlib.sha256(f"{path.name}\0{path.stat().st_size}\0".encode() + start).hexdigest()[:24]
 
 
 def write_array(path: Path, array: NDArray[np.generic]) -> None:
