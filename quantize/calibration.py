@@ -64,7 +64,7 @@ def collect_statistics(
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
-        with_outputs(model, tensors).SerializeToString(), _quiet_options(), providers=["CPUExecutionProvider"]
+        with_outputs(model, tensors).SerializeToString(), quiet_options(), providers=["CPUExecutionProvider"]
     )
     statistics = {name: TensorStatistics() for name in tensors}
     (graph_input,) = session.get_inputs()
@@ -93,7 +93,7 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
     return copy
 
 
-def _quiet_options() -> object:
+def quiet_options() -> object:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 LEVEL = np.float32(1 / 255)
 """Distance of two levels of an 8-bit picture on [0, 1]."""
@@ -74,3 +77,45 @@ def centre_input_on_levels(model: ModelProto) -> str | None:
     graph.initializer.append(shift)
     first.input[1] = shift.name
     return str(first.output[0])
+
+
+def drop_idle_clips(model: ModelProto) -> int:
+    """Remove each ``Clip`` that only quantizers read whose own range lies within its bounds, in place; exact.
+
+    Returns:
+        The number of nodes removed.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {output.name for output in graph.output}
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def value(name: str) -> NDArray[Any]:
+        return np.asarray(numpy_helper.to_array(constants[name]))
+
+    def within(quantizer: NodeProto, low: float, high: float) -> bool:
+        if quantizer.op_type != "QuantizeLinear" or not set(quantizer.input[1:]) <= set(constants):
+            return False
+        scale, zero = value(quantizer.input[1]), value(quantizer.input[2])
+        limits = np.iinfo(zero.dtype)
+        ends = float(scale) * (limits.min - int(zero)), float(scale) * (limits.max - int(zero))
+        return low <= ends[0] and ends[1] <= high
+
+    idle = []
+    for node in graph.node:
+        read = readers.get(node.output[0], [])
+        if node.op_type != "Clip" or node.output[0] in outputs or not read:
+            continue
+        if len(node.input) != 3 or not set(node.input[1:]) <= set(constants):
+            continue
+        low, high = (float(value(name)) for name in node.input[1:])
+        if all(within(quantizer, low, high) for quantizer in read):
+            idle.append(node)
+    for node in idle:
+        for reader in readers[node.output[0]]:
+            reader.input[0] = node.input[0]
+        graph.node.remove(node)
+    return len(idle)

@@ -30,14 +30,15 @@ class Patches:
     def batches(self) -> Iterator[NDArray[np.float32]]:
         """The calibration pictures, each (1, 3, h, w) float32 LR, one at a time."""
         for path in self.calibration:
-            yield to_batch(self._pair(path).lr)
+            yield to_batch(self.pair(path).lr)
 
     def judges(self) -> Iterator[Pair]:
         """The held-out pictures."""
         for path in self.held_out:
-            yield self._pair(path)
+            yield self.pair(path)
 
-    def _pair(self, path: Path) -> Pair:
+    def pair(self, path: Path) -> Pair:
+        """The centre crop of one picture and its LR counterpart."""
         hr = read_rgb(path)
         side = CROP - CROP % self.scale
         top, left = max(0, (hr.shape[0] - side) // 2), max(0, (hr.shape[1] - side) // 2)

@@ -65,8 +65,13 @@ def insert_qdq(
         if quantized:
             if original[0] not in activations:
                 raise ValueError(f"{node.name} is to be quantized, but its input {original[0]} has no scale")
-            nodes += _quantize_weight(graph, node, weights[original[1]])
-            if bias == "int32" and len(original) > 2:
+            integer_bias = bias == "int32" and len(original) > 2
+            least = None
+            if integer_bias:  # steps so small that the bias would not fit into 32 bits
+                offsets = np.abs(numpy_helper.to_array(weights[original[2]]))
+                least = offsets / (activations[original[0]].scale * np.float32(2**30))
+            nodes += _quantize_weight(graph, node, weights[original[1]], least)
+            if integer_bias:
                 nodes += _quantize_bias(graph, node, weights, activations[original[0]].scale)
         nodes.append(node)
         for i, name in enumerate(node.output):
@@ -82,10 +87,17 @@ def insert_qdq(
     return result
 
 
-def quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 per output channel: weight (O, …) to levels of the same shape in [-127, 127] and scales (O,)."""
+def quantize_weight(
+    weight: NDArray[np.float32], least: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 per output channel: weight (O, …) to levels of the same shape in [-127, 127] and scales (O,).
+
+    No scale is below ``least`` (O,).
+    """
     reach = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
     scales = np.maximum(reach / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    if least is not None:
+        scales = np.maximum(scales, least.astype(np.float32))
     levels = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1)))
     return levels.clip(-127, 127).astype(np.int8), scales
 
@@ -109,8 +121,10 @@ def _pair(graph: GraphProto, source: str, label: str, affine: Affine, restored: 
     ]
 
 
-def _quantize_weight(graph: GraphProto, node: NodeProto, weight: TensorProto) -> list[NodeProto]:
-    levels, scales = quantize_weight(numpy_helper.to_array(weight))
+def _quantize_weight(
+    graph: GraphProto, node: NodeProto, weight: TensorProto, least: NDArray[np.float32] | None
+) -> list[NodeProto]:
+    levels, scales = quantize_weight(numpy_helper.to_array(weight), least)
     return [_dequantized_constant(graph, node, 1, levels, scales)]
 
 

@@ -1,6 +1,7 @@
 """Post-training quantization: an FP32 ONNX file and pictures to one INT8 file with explicit Q/DQ.
 
 python quantize/ptq.py gmin_x4.onnx -o gmin_x4_int8.onnx --calib DIV2K --target tensorrt
+python quantize/ptq.py lkdn_x4.onnx -o lkdn_x4_int8.onnx --effort best --max-drop 0.03
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnx import ModelProto
 
     from quantize.patches import Patches
-    from quantize.placement import Affine
+    from quantize.plan import Plan
     from quantize.ranges import Method
+    from quantize.search import SearchResult
 
 Target = Literal["tensorrt", "cpu", "openvino"]
+Effort = Literal["fast", "best"]
 MethodOption = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -50,72 +55,85 @@ class Quantized:
     fp32_psnr_y_db: float
     int8_psnr_y_db: float
     drop_db: float
-    schema: int = 1
+    effort: str = "fast"
+    max_drop_db: float | None = None
+    within: bool = True
+    """Whether the drop on the held-out patches is at most the one allowed."""
+    search: SearchResult | None = None
+    """What was measured layer by layer; None where no search was asked for or needed."""
+    schema: int = 2
+
+
+_SEARCH_PICTURES = 12
+_SEARCH_SHARE = 0.8
+"""Of the drop that is allowed: the search aims below it, for the pictures that judge are others than its own."""
+
+
+def improve(
+    plan: Plan,
+    patches: Patches,
+    *,
+    effort: Effort = "fast",
+    max_drop: float | None = None,
+    steps: int = 150,
+    state: Path | None = None,
+    timed: bool = False,
+    quiet: bool = True,
+) -> tuple[Plan, SearchResult | None]:
+    """Tune a calibrated plan and find the layers that must stay float.
+
+    Args:
+        plan: as ``make_plan`` gives it.
+        patches: what it was calibrated on.
+        effort: "best" tunes ranges, rounding and biases by gradient first (needs PyTorch, minutes).
+        max_drop: luma PSNR in dB that may be lost; None keeps every layer in 8 bits.
+        steps: of the tuning.
+        state: where an interrupted search goes on from.
+        timed: time the candidates too, in the engine that the flavour is for.
+        quiet: no progress bar.
+    """
+    from tqdm import tqdm
+
+    from quantize.search import Judge, search
+
+    silent = True if quiet else None
+    pairs = [patches.pair(path) for path in patches.calibration[:_SEARCH_PICTURES]]
+    judge = Judge(plan.model, pairs, patches.scale)
+    if effort == "best":
+        from quantize.tuning import tune
+
+        with tqdm(total=steps, desc="tuning", unit="step", leave=False, disable=silent) as bar:
+            tuned = tune(plan, (), patches, steps=steps, progress=lambda *_: bar.update())
+        if judge.mse(tuned.build()) < judge.mse(plan.build()):
+            plan = tuned
+    if max_drop is None:
+        return plan, None
+    timer = None
+    if timed and plan.target != "tensorrt":
+        from quantize.timing import time_in_turns
+
+        def timer(models: Sequence[ModelProto]) -> list[tuple[float, float]]:
+            return time_in_turns(models, "ort" if plan.target == "cpu" else "openvino-bf16")
+
+    with tqdm(total=len(plan.units), desc="layers", unit="layer", leave=False, disable=silent) as bar:
+        found = search(
+            plan,
+            judge,
+            max_drop_db=_SEARCH_SHARE * max_drop,
+            state=state,
+            timer=timer,
+            progress=lambda *_: bar.update(),
+        )
+    return plan, found
 
 
 def quantize_model(
-    model: ModelProto,
-    patches: Patches,
-    *,
-    target: Target,
-    method: Method = "mse",
-    float_tail: bool = True,
+    model: ModelProto, patches: Patches, *, target: Target, method: Method = "mse", float_tail: bool = True
 ) -> ModelProto:
-    """Quantize an FP32 graph.
+    """Quantize an FP32 graph in one go, without a search; the arguments are those of ``make_plan``."""
+    from quantize.plan import make_plan
 
-    Args:
-        model: as exported; left unchanged.
-        patches: what calibrates.
-        target: "tensorrt" is the portable flavour: signed, symmetric, at the inputs of all convolutions, float biases.
-            "cpu" is for ONNX Runtime: unsigned activations everywhere, int32 biases, an output on the 256 levels of a
-            picture. "openvino" is unsigned too, but only at the inputs of dense convolutions: in that engine 8-bit
-            depth-wise convolutions are slower than float ones (docs/decisions/0002-flavours.md has the profile).
-        method: how a tensor's interval is chosen. Pictures are never clipped, whatever the method: the input and the
-            output keep the levels k/255.
-        float_tail: leave the convolution that gives the output, and the sum that it reads, in float.
-    """
-    from quantize.calibration import collect_statistics
-    from quantize.graph import convolutions, dense, float_tensors, statistics_nodes, sums_before, tail
-    from quantize.passes import centre_input_on_levels, insert_centred_input
-    from quantize.placement import Affine, insert_qdq
-    from quantize.ranges import choose_range, scale_and_zero_point
-
-    prepared = type(model)()
-    prepared.CopyFrom(model)
-    insert_centred_input(prepared)
-    centred = centre_input_on_levels(prepared)
-    last = tail(prepared) if float_tail else []
-    kept_float = {node.name for node in (*last, *sums_before(prepared, last), *statistics_nodes(prepared))}
-    eligible = dense(prepared) if target == "openvino" else convolutions(prepared)
-    quantized = {node.name for node in eligible} - kept_float
-    everywhere = target == "cpu"
-    readers = [n for n in prepared.graph.node if (n.name not in kept_float if everywhere else n.name in quantized)]
-    watched = float_tensors(prepared) & {name for node in readers for name in node.input}
-    if everywhere and not float_tail:
-        watched |= {output.name for output in prepared.graph.output}
-    if not everywhere:
-        watched &= {node.input[0] for node in readers}
-    exact = {name: affine for name, affine in _picture_levels(prepared, centred, target).items() if name in watched}
-    statistics = collect_statistics(prepared, sorted(watched - set(exact)), patches.batches())
-    dtype: Literal["int8", "uint8"] = "int8" if target == "tensorrt" else "uint8"
-    activations = dict(exact)
-    for name, kept in statistics.items():
-        low, high = choose_range(kept, method, symmetric=dtype == "int8")
-        activations[name] = Affine(*scale_and_zero_point(low, high, dtype), dtype)
-    result = insert_qdq(
-        prepared,
-        activations,
-        quantized,
-        bias="float32" if target == "tensorrt" else "int32",
-        readers={node.name for node in readers},
-    )
-    del result.graph.value_info[:]
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    properties |= {"gmin.precision": f"int8-{target}", "gmin.quantization": f"{method}, {patches.name}"}
-    del result.metadata_props[:]
-    for key in sorted(properties):
-        result.metadata_props.add(key=key, value=properties[key])
-    return result
+    return make_plan(model, patches, target=target, method=method, float_tail=float_tail).build()
 
 
 def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, float, float]:
@@ -149,20 +167,6 @@ def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, 
     return float(against), float(before), float(after)
 
 
-def _picture_levels(model: ModelProto, centred: str | None, target: Target) -> dict[str, Affine]:
-    """Tensors that are pictures, on the levels k/255 that 8 bits hold without error."""
-    from quantize.passes import LEVEL
-    from quantize.placement import Affine
-
-    levels: dict[str, Affine] = {}
-    if centred is not None:
-        levels[centred] = Affine(LEVEL, 0, "int8") if target == "tensorrt" else Affine(LEVEL, 128, "uint8")
-    if target != "tensorrt":
-        for value in (model.graph.input[0], model.graph.output[0]):
-            levels[value.name] = Affine(LEVEL, 0, "uint8")
-    return levels
-
-
 app = new_app("Quantize an FP32 ONNX file to INT8.")
 
 
@@ -180,23 +184,39 @@ def main(
     float_tail: Annotated[
         bool, typer.Option("--float-tail/--int8-tail", help="Precision of the last convolution and of what it reads.")
     ] = True,
+    effort: Annotated[
+        Effort, typer.Option(help="best: tune ranges, rounding and biases by gradient too; PyTorch, minutes.")
+    ] = "fast",
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="dB that may be lost; layers are given back to float until it is kept.")
+    ] = None,
+    timed: Annotated[
+        bool, typer.Option("--time/--no-time", help="With --max-drop: time the choices on this machine.")
+    ] = False,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Quantize an FP32 ONNX file to INT8 with explicit Q/DQ, and say what it cost."""
+    """Quantize an FP32 ONNX file to INT8 with explicit Q/DQ, and say what it cost.
+
+    Exit code 3: the file is written, but loses more on the held-out patches than --max-drop allows.
+    """
     if output.suffix.lower() != ".onnx":
         raise UserError(f"{output} must end in .onnx.")
     check_writable(output)
     from quantize.graph import check_quantizable, convolutions, read_onnx
     from quantize.lint import lint_for_tensorrt
     from quantize.patches import load_patches
+    from quantize.plan import make_plan
     from runtime.engines.ort import OrtEngine
 
     source = read_onnx(model)
     check_quantizable(source, model)
     scale = OrtEngine(model, device="cpu").info.scale
     chosen = load_patches(calib, scale, patches)
-    result = quantize_model(source, chosen, target=target, method=method, float_tail=float_tail)
+    plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
+    state = output.with_suffix(".search.json")  # a search that is interrupted goes on from there
+    plan, found = improve(plan, chosen, effort=effort, max_drop=max_drop, state=state, timed=timed, quiet=quiet)
+    result = plan.build(found.floats if found else ())
     if target == "tensorrt" and (faults := lint_for_tensorrt(result)):
         raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
     content = result.SerializeToString(deterministic=True)
@@ -206,6 +226,7 @@ def main(
     floats = [n.name for n in convolutions(source) if n not in int8]
     with atomic_write(output) as stream:
         stream.write(content)
+    state.unlink(missing_ok=True)
     report = Quantized(
         path=str(output),
         source=str(model),
@@ -223,6 +244,10 @@ def main(
         fp32_psnr_y_db=before,
         int8_psnr_y_db=after,
         drop_db=before - after,
+        effort=effort,
+        max_drop_db=max_drop,
+        within=max_drop is None or before - after <= max_drop,
+        search=found,
     )
     write_json(asdict(report), json_target)
     say(
@@ -233,6 +258,9 @@ def main(
         quiet=quiet,
         json_target=json_target,
     )
+    if not report.within:
+        say(f"This is more than the {max_drop} dB allowed.", quiet=quiet, json_target=json_target)
+        raise typer.Exit(3)
 
 
 if __name__ == "__main__":

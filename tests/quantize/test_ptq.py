@@ -15,7 +15,9 @@ from data.sets import to_batch
 from quantize.calibration import collect_statistics
 from quantize.graph import convolutions, dense, read_onnx, tail
 from quantize.passes import centre_input_on_levels, insert_centred_input
+from quantize.patches import Patches
 from quantize.placement import quantize_weight
+from quantize.plan import make_plan
 from tests.conftest import ROOT, Script
 
 MODELS = ROOT / "runtime/models"
@@ -228,3 +230,19 @@ def test_centring_the_input_of_a_1x1_convolution_is_exact() -> None:
     after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": batch})[0]
     assert np.abs(before - after).max() < 1e-5, "a 1x1 convolution pads nothing: exact up to the border"
     assert not insert_centred_input(model)
+
+
+def test_only_clips_that_do_nothing_are_dropped(tiny: onnx.ModelProto, few: Patches) -> None:
+    kinds = [
+        [node.op_type for node in make_plan(tiny, few, target=target, float_tail=tail).build().graph.node]
+        for target, tail in (("tensorrt", False), ("tensorrt", True))
+    ]
+    assert "Clip" not in kinds[0], "the last convolution reads 8 bits whose range lies within the bounds"
+    assert "Clip" in kinds[1], "the last convolution reads floats"
+
+
+def test_small_steps_do_not_overflow_a_bias() -> None:
+    weight = np.array([1.0, 1e-9], np.float32).reshape(2, 1, 1, 1)
+    _, scales = quantize_weight(weight, np.array([0.0, 1e-6], np.float32))
+    assert scales[0] == np.float32(1 / 127)
+    assert scales[1] == np.float32(1e-6)

@@ -1,0 +1,293 @@
+"""Which layers stay float: the fewest and cheapest that bring the loss within what the user allows.
+
+Each layer alone is quantized first, and its error on the FP32 network's output is measured; errors of different layers
+nearly add up. Layers are then given back to float in the order of error removed per millisecond risked, and the
+shortest such list that keeps within the drop is taken. All on calibration pictures; the caller judges the result on
+others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from data.metrics import psnr_y
+from data.sets import Pair, from_batch, to_batch
+from quantize.plan import Plan
+from runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Progress = Callable[[int, int], None]
+"""Called with (layers measured, layers in all)."""
+_LAYOUT = 1  # of the saved state
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer: what it costs the picture in 8 bits, and what it costs in time as a float layer."""
+
+    unit: str
+    kind: str
+    """Operation of the graph, ``Conv`` …"""
+    mse: float
+    """Mean squared error of the output on [0, 1] against FP32 where only this layer is quantized."""
+    psnr_against_fp32_db: float
+    float_ms: float
+    """Its time in the FP32 graph on these pictures, by ONNX Runtime's profiler; 0 where it was fused away."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice of float layers, and what it was measured to cost."""
+
+    floats: tuple[str, ...]
+    psnr_against_fp32_db: float
+    drop_db: float
+    """Luma PSNR against HR of FP32 minus that of this candidate, on the search pictures."""
+    median_ms: float | None = None
+    ratio: float | None = None
+    """Median over rounds of its time over that of FP32, in turns in one process; None where it was not timed."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. ``chosen`` indexes ``candidates``; the first of them has no float layer."""
+
+    sensitivities: tuple[Sensitivity, ...]
+    candidates: tuple[Candidate, ...]
+    chosen: int
+    within: bool
+    """Whether the chosen one keeps within the drop; False where even all layers in float did not."""
+    pictures: int
+    schema: int = 1
+    timed_in: str = ""
+    pareto: tuple[int, ...] = field(default=())
+    """Candidates that no other beats in both drop and time."""
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        return self.candidates[self.chosen].floats
+
+
+class Judge:
+    """FP32's answers to a few pictures, and how far another graph's lie from them."""
+
+    def __init__(self, model: ModelProto, pairs: Sequence[Pair], scale: int) -> None:
+        self.pairs, self.scale = pairs, scale
+        self._batches = [to_batch(pair.lr) for pair in pairs]
+        self._expected = [output.clip(0, 1) for output in self._outputs(model)]
+        self._before = self._quality(self._expected)
+
+    def mse(self, model: ModelProto) -> float:
+        """Mean squared error against FP32 on [0, 1]."""
+        pairs = zip(self._outputs(model), self._expected, strict=True)
+        return float(np.mean([np.mean((output.clip(0, 1) - expected) ** 2) for output, expected in pairs]))
+
+    def candidate(self, model: ModelProto, floats: Sequence[str]) -> Candidate:
+        """Error against FP32 and drop against HR."""
+        outputs = [output.clip(0, 1) for output in self._outputs(model)]
+        error = np.mean([np.mean((a - b) ** 2) for a, b in zip(outputs, self._expected, strict=True)])
+        return Candidate(tuple(floats), decibels(float(error)), self._before - self._quality(outputs))
+
+    def _quality(self, outputs: Sequence[NDArray[np.float32]]) -> float:
+        pairs = zip(outputs, self.pairs, strict=True)
+        return float(np.mean([psnr_y(from_batch(output), pair.hr, crop=self.scale) for output, pair in pairs]))
+
+    def _outputs(self, model: ModelProto) -> list[NDArray[np.float32]]:
+        session = open_session(model)
+        (graph_input,) = session.get_inputs()
+        return [session.run(None, {graph_input.name: batch})[0] for batch in self._batches]
+
+
+def decibels(mse: float) -> float:
+    """PSNR of a mean squared error on [0, 1]; 120 where there is none."""
+    return float(-10 * np.log10(max(mse, 1e-12)))
+
+
+def open_session(model: ModelProto, *, profile: Path | None = None) -> Any:
+    """The graph in ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def search(
+    plan: Plan,
+    judge: Judge,
+    *,
+    max_drop_db: float,
+    state: Path | None = None,
+    timer: Callable[[Sequence[ModelProto]], list[tuple[float, float]]] | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Find the layers that must stay float for ``drop_db`` ≤ ``max_drop_db``.
+
+    Args:
+        plan: what could be quantized.
+        judge: the pictures of the search.
+        max_drop_db: luma PSNR against HR that may be lost.
+        state: a file that keeps what was measured, so that an interrupted search goes on from there.
+        timer: models, FP32 first, to (median ms, ratio to FP32) of each, measured in turns; None leaves times out.
+        progress: told after each layer.
+    """
+    everything = judge.candidate(plan.build(), ())
+    sensitivities: tuple[Sensitivity, ...] = ()
+    candidates = [everything]
+    chosen = 0
+    if everything.drop_db > max_drop_db or timer is not None:
+        sensitivities = measure_sensitivities(plan, judge, state=state, progress=progress)
+        order = give_back_order(sensitivities)
+        by_length = {0: everything}
+
+        def at(length: int) -> Candidate:
+            if length not in by_length:
+                floats = order[:length]
+                by_length[length] = judge.candidate(plan.build(floats), floats)
+            return by_length[length]
+
+        good = _shortest(at, len(order), max_drop_db)
+        for length in (1, 2, 4, 8, 16, 32, 64):  # a few more points of the trade-off, to show and to time
+            if timer is not None and length < len(order):
+                at(length)
+        candidates = [by_length[length] for length in sorted(by_length)]
+        chosen = sorted(by_length).index(good)
+    if timer is not None:
+        built = [plan.build(candidate.floats) for candidate in candidates]
+        _, *times = timer([plan.model, *built])
+        candidates = [
+            Candidate(c.floats, c.psnr_against_fp32_db, c.drop_db, median, ratio)
+            for c, (median, ratio) in zip(candidates, times, strict=True)
+        ]
+    return SearchResult(
+        sensitivities=sensitivities,
+        candidates=tuple(candidates),
+        chosen=chosen,
+        within=candidates[chosen].drop_db <= max_drop_db,
+        pictures=len(judge.pairs),
+        pareto=tuple(_pareto(candidates)),
+    )
+
+
+def measure_sensitivities(
+    plan: Plan, judge: Judge, *, state: Path | None = None, progress: Progress | None = None
+) -> tuple[Sensitivity, ...]:
+    """Each layer alone in 8 bits, against FP32."""
+    identity = _identity(plan, judge)
+    known = _load(state, identity)
+    kinds = {node.name: node.op_type for node in plan.model.graph.node}
+    times = float_times(plan.model, to_batch(judge.pairs[0].lr)) if len(known) < len(plan.units) else {}
+    results = []
+    for done, unit in enumerate(plan.units, 1):
+        if unit not in known:
+            error = judge.mse(plan.build(set(plan.units) - {unit}))
+            known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), times.get(unit, 0.0))
+            if state is not None:
+                _save(state, identity, known)
+        results.append(known[unit])
+        if progress is not None:
+            progress(done, len(plan.units))
+    return tuple(results)
+
+
+def give_back_order(sensitivities: Sequence[Sensitivity]) -> list[str]:
+    """Layers by error per millisecond, worst first. A layer without a time of its own costs as little as the least."""
+    least = min((s.float_ms for s in sensitivities if s.float_ms > 0), default=1.0)
+    ranked = sorted(sensitivities, key=lambda s: (-s.mse / max(s.float_ms, least), s.unit))
+    return [s.unit for s in ranked]
+
+
+def float_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, float]:
+    """Milliseconds of each node of an FP32 graph, median of 5 runs, by the profiler of ONNX Runtime.
+
+    A node that was fused into another has no time of its own and is absent.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(model, profile=Path(folder) / "profile")
+        (graph_input,) = session.get_inputs()
+        for _ in range(6):
+            session.run(None, {graph_input.name: batch})
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    known = {label: node.name for node in model.graph.node for label in (node.output[0], node.name)}
+    made_by = {node.output[0]: node for node in model.graph.node if node.op_type == "Conv"}
+    for node in model.graph.node:  # a convolution that a clip was fused into bears the name of the clip's result
+        if node.op_type in ("Clip", "Relu") and node.input[0] in made_by:
+            known[node.output[0]] = made_by[node.input[0]].name
+    times: dict[str, list[float]] = {}
+    for event in events:
+        label = event["name"].removesuffix("_kernel_time")
+        node = known.get(label.removesuffix("_nchwc"))  # how ONNX Runtime calls convolutions in its own layout
+        if event.get("cat") == "Node" and label != event["name"] and node is not None:
+            times.setdefault(node, []).append(event["dur"] / 1000)
+    return {name: float(np.median(runs[1:])) for name, runs in times.items() if len(runs) > 1}
+
+
+def _shortest(at: Callable[[int], Candidate], longest: int, max_drop_db: float) -> int:
+    """The least length whose candidate keeps within the drop, by doubling, then halving; ``longest`` if none does."""
+    length = 0
+    while at(length).drop_db > max_drop_db:
+        if length == longest:
+            return longest
+        failed, length = length, min(max(1, 2 * length), longest)
+    if length == 0:
+        return 0
+    while length - failed > 1:
+        middle = (failed + length) // 2
+        if at(middle).drop_db > max_drop_db:
+            failed = middle
+        else:
+            length = middle
+    return length
+
+
+def _pareto(candidates: Sequence[Candidate]) -> list[int]:
+    """Indices of the timed candidates that no other beats in both drop and time."""
+    timed = [(i, c.drop_db, c.ratio) for i, c in enumerate(candidates) if c.ratio is not None]
+    return [
+        i
+        for i, drop, ratio in timed
+        if not any((d <= drop and r <= ratio) and (d < drop or r < ratio) for _, d, r in timed)
+    ]
+
+
+def _identity(plan: Plan, judge: Judge) -> str:
+    """What the measurements depend on."""
+    digest = hashlib.sha256(plan.build().SerializeToString(deterministic=True))
+    digest.update(plan.model.SerializeToString(deterministic=True))
+    for pair in judge.pairs:
+        digest.update(pair.name.encode())
+    return digest.hexdigest()
+
+
+def _load(state: Path | None, identity: str) -> dict[str, Sensitivity]:
+    if state is None or not state.is_file():
+        return {}
+    try:
+        content: Mapping[str, Any] = json.loads(state.read_text("utf-8"))
+        if content["layout"] != _LAYOUT or content["identity"] != identity:
+            return {}
+        return {entry["unit"]: Sensitivity(**entry) for entry in content["sensitivities"]}
+    except (ValueError, KeyError, TypeError):  # half a file, or somebody else's: measure again
+        return {}
+
+
+def _save(state: Path, identity: str, known: Mapping[str, Sensitivity]) -> None:
+    entries = [asdict(entry) for entry in known.values()]
+    with atomic_write(state) as stream:
+        stream.write(json.dumps({"layout": _LAYOUT, "identity": identity, "sensitivities": entries}).encode())

@@ -1,0 +1,54 @@
+"""Tuning: the simulation is the file, and learning makes the file better."""
+
+import numpy as np
+import pytest
+from onnx import ModelProto, helper
+
+from quantize.patches import Patches
+from quantize.plan import make_plan
+from quantize.search import Judge, open_session
+from quantize.tuning import _SimulatedGraph, tune
+from runtime.errors import UserError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu", "openvino"])
+def test_the_simulation_gives_what_the_file_gives(tiny: ModelProto, few: Patches, target: str) -> None:
+    plan = make_plan(tiny, few, target=target)
+    batch = next(few.batches())
+    with torch.no_grad():
+        simulated = _SimulatedGraph(plan, ())(torch.from_numpy(batch)).numpy()
+    real = open_session(plan.build()).run(None, {"input": batch})[0]
+    off = np.abs(simulated - real)
+    assert off.mean() < 1e-3  # a tie may round the other way
+    assert off.max() < 0.05
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_learning_brings_the_file_nearer_to_fp32(tiny: ModelProto, few: Patches, target: str) -> None:
+    plan = make_plan(tiny, few, target=target, method="minmax")
+    judge = Judge(tiny, list(few.judges()), 4)
+    before = plan.build().SerializeToString(deterministic=True)
+    tuned = tune(plan, (), few, steps=60)
+    assert judge.mse(tuned.build()) < 0.9 * judge.mse(plan.build())
+    assert plan.build().SerializeToString(deterministic=True) == before, "the plan given stays as it was"
+    again = tune(plan, (), few, steps=60)
+    assert again.build().SerializeToString(deterministic=True) == tuned.build().SerializeToString(deterministic=True)
+
+
+def test_float_layers_are_not_touched(tiny: ModelProto, few: Patches) -> None:
+    plan = make_plan(tiny, few, target="tensorrt")
+    tuned = tune(plan, ("mix",), few, steps=3)
+    weights = [
+        next(tensor for tensor in model.graph.initializer if tensor.name == "w3").raw_data
+        for model in (plan.model, tuned.model)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_unknown_operations_are_refused(tiny: ModelProto, few: Patches) -> None:
+    plan = make_plan(tiny, few, target="tensorrt")
+    plan.model.graph.node.insert(0, helper.make_node("Tanh", ["input"], ["unused"], "tanh"))
+    with pytest.raises(UserError, match="cannot simulate Tanh"):
+        tune(plan, (), few, steps=1)
