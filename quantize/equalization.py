@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 _SHARE = 0.5
 """Of the range of a tensor that a dense reader's weights take over."""
@@ -23,18 +23,28 @@ _FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
+class Reader:
+    """A convolution that reads a tensor, directly or as a part of a concatenation."""
+
+    node: NodeProto
+    first: int
+    """Channel of the convolution's input at which the tensor begins."""
+
+
+@dataclass(frozen=True)
 class Junction:
     """A tensor whose channels may be scaled: the convolution that decides its scale, and its readers."""
 
     tensor: str
+    channels: int
     source: NodeProto
-    readers: tuple[NodeProto, ...]
+    readers: tuple[Reader, ...]
     free: bool
     """All readers are depth-wise."""
 
 
 def junctions(model: ModelProto) -> list[Junction]:
-    """Tensors between convolutions, directly or through a product with another tensor, in the order of the graph."""
+    """Tensors between convolutions, directly, through a product or into a concatenation, in the order of the graph."""
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
@@ -43,22 +53,39 @@ def junctions(model: ModelProto) -> list[Junction]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {output.name for output in graph.output}
+
+    def channels(name: str) -> int | None:
+        producer = producers.get(name)
+        source = None if producer is None else _source(producer, producers, readers)
+        return weights[source.input[1]].dims[0] if source is not None and source.input[1] in weights else None
+
+    def convolutions_behind(name: str) -> list[Reader] | None:
+        found = []
+        for node in readers.get(name, []):
+            if node.op_type == "Conv" and node.input[0] == name and node.input[1] in weights:
+                found.append(Reader(node, 0))
+            elif node.op_type == "Concat" and name not in outputs and list(node.input).count(name) == 1:
+                counts = [channels(part) for part in node.input]
+                behind = convolutions_behind(node.output[0])
+                if behind is None or None in counts or node.output[0] in outputs:
+                    return None
+                first = sum(count or 0 for count in counts[: list(node.input).index(name)])
+                found += [Reader(reader.node, reader.first + first) for reader in behind]
+            else:
+                return None
+        return found
+
     found = []
     for node in graph.node:
         name = node.output[0]
-        read = readers.get(name, [])
-        source = _source(node, producers, readers)
-        if source is None or name in outputs or not read:
+        source, count = _source(node, producers, readers), channels(name)
+        behind = None if source is None or name in outputs else convolutions_behind(name)
+        if source is None or count is None or not behind or any(reader.node is source for reader in behind):
             continue
-        if any(n.op_type != "Conv" or n.input[0] != name or n.input[1] not in weights for n in read):
-            continue
-        depthwise = [weights[n.input[1]].dims[1] == 1 for n in read]
-        if source.input[1] not in weights or any(n is source for n in read):
-            continue
-        grouped = [{a.name: a.i for a in n.attribute}.get("group", 1) for n in read]
-        if any(not alone and group != 1 for alone, group in zip(depthwise, grouped, strict=True)):
+        alone = [_group(reader.node) == weights[reader.node.input[1]].dims[0] for reader in behind]
+        if any(not single and _group(reader.node) != 1 for single, reader in zip(alone, behind, strict=True)):
             continue  # groups of several channels: not met in these networks
-        found.append(Junction(name, source, tuple(read), all(depthwise)))
+        found.append(Junction(name, count, source, tuple(behind), all(alone)))
     return found
 
 
@@ -78,27 +105,32 @@ def equalize(model: ModelProto, images: Iterable[NDArray[np.float32]]) -> int:
     shared = _shared(model)
     count = 0
     for junction in found:
-        names = {junction.source.input[1], *junction.source.input[2:3], *(n.input[1] for n in junction.readers)}
+        names = {*junction.source.input[1:3], *(reader.node.input[1] for reader in junction.readers)}
         if names & shared:
             continue
-        extent = reach[junction.tensor]
-        extent = np.maximum(extent, max(float(extent.max()) * _FLOOR, 1e-12))
+        extent = _floored(reach[junction.tensor])
         if junction.free:
             factor = extent.max() / extent
         else:
-            columns = np.max(
-                [np.abs(_array(tensors[n.input[1]])).max(axis=(0, 2, 3)) for n in junction.readers], axis=0
-            )
-            columns = np.maximum(columns, max(float(columns.max()) * _FLOOR, 1e-12))
-            factor = (extent ** -(1 - _SHARE)) * (columns**_SHARE)
-            factor /= np.exp(np.log(factor).mean())
+            parts = [
+                np.abs(_array(tensors[reader.node.input[1]]))[:, reader.first : reader.first + len(extent)]
+                for reader in junction.readers
+                if _group(reader.node) == 1
+            ]
+            columns = _floored(np.max([part.max(axis=(0, 2, 3)) for part in parts], axis=0))
+            factor = extent ** -(1 - _SHARE) * columns**_SHARE
         factor = 2.0 ** np.rint(np.log2(factor))  # powers of two: no weight is rounded
         for name in junction.source.input[1:3]:
-            _scale(tensors[name], factor.reshape(-1, *[1] * (len(tensors[name].dims) - 1)))
+            scaled = _array(tensors[name])
+            _store(tensors[name], scaled * factor.reshape(-1, *[1] * (scaled.ndim - 1)))
         for reader in junction.readers:
-            weight = tensors[reader.input[1]]
-            depthwise = weight.dims[1] == 1 and weight.dims[0] == len(factor) and len(factor) > 1
-            _scale(weight, (1 / factor).reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
+            weight = _array(tensors[reader.node.input[1]]).copy()
+            read = slice(reader.first, reader.first + len(factor))
+            if _group(reader.node) == 1:
+                weight[:, read] /= factor[:, None, None]
+            else:
+                weight[read] /= factor[:, None, None, None]
+            _store(tensors[reader.node.input[1]], weight)
         count += 1
     return count
 
@@ -149,10 +181,17 @@ def _shared(model: ModelProto) -> set[str]:
     return twice & {tensor.name for tensor in model.graph.initializer}
 
 
-def _array(tensor: object) -> NDArray[np.float32]:
-    return np.asarray(numpy_helper.to_array(tensor))  # type: ignore[arg-type]
+def _group(node: NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "group"), 1)
 
 
-def _scale(tensor: object, factor: NDArray[np.float64]) -> None:
-    scaled = (_array(tensor).astype(np.float64) * factor).astype(np.float32)
-    tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))  # type: ignore[attr-defined]
+def _floored(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(values, max(float(values.max()) * _FLOOR, 1e-12)).astype(np.float64)
+
+
+def _array(tensor: TensorProto) -> NDArray[np.float32]:
+    return np.asarray(numpy_helper.to_array(tensor), np.float32)
+
+
+def _store(tensor: TensorProto, values: NDArray[np.floating]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))

@@ -193,6 +193,9 @@ def main(
     timed: Annotated[
         bool, typer.Option("--time/--no-time", help="With --max-drop: time the choices on this machine.")
     ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="An HTML page to write: layers, ranges, loss against time.")
+    ] = None,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -203,6 +206,8 @@ def main(
     if output.suffix.lower() != ".onnx":
         raise UserError(f"{output} must end in .onnx.")
     check_writable(output)
+    if page is not None:
+        check_writable(page)
     from quantize.graph import check_quantizable, convolutions, read_onnx
     from quantize.lint import lint_for_tensorrt
     from quantize.patches import load_patches
@@ -249,6 +254,10 @@ def main(
         within=max_drop is None or before - after <= max_drop,
         search=found,
     )
+    if page is not None:
+        from quantize.report import write_report
+
+        write_report(report, plan, page)
     write_json(asdict(report), json_target)
     say(
         f"{output}: {len(content) / 1e6:.2f} MB (FP32 {report.source_bytes / 1e6:.2f} MB), "

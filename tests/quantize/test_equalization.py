@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from quantize.equalization import channel_reach, equalize, junctions
 from quantize.patches import Patches
@@ -19,6 +19,49 @@ def copy_of(model: ModelProto) -> ModelProto:
 def test_junctions_are_tensors_between_convolutions(tiny: ModelProto) -> None:
     found = {junction.tensor: (junction.source.name, junction.free) for junction in junctions(tiny)}
     assert found == {"t1": ("first", True)}, "t2 has a reader that is no convolution, t5 a clip behind it"
+
+
+@pytest.fixture
+def joined() -> ModelProto:
+    """Two convolutions of different range, concatenated, read by a dense and a depth-wise convolution."""
+    draw = np.random.default_rng(1)
+    shapes = {"a": (4, 3, 1, 1), "b": (2, 3, 1, 1), "dense": (3, 6, 1, 1), "alone": (6, 1, 3, 3), "last": (48, 9, 1, 1)}
+    weights = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["a"] *= 100
+    nodes = [
+        helper.make_node("Conv", ["input", "a"], ["ta"], "a"),
+        helper.make_node("Conv", ["input", "b"], ["tb"], "b"),
+        helper.make_node("Concat", ["ta", "tb"], ["both"], "join", axis=1),
+        helper.make_node("Conv", ["both", "dense"], ["td"], "dense"),
+        helper.make_node("Conv", ["both", "alone"], ["tl"], "alone", group=6, pads=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["td", "tl"], ["all"], "join_again", axis=1),
+        helper.make_node("Conv", ["all", "last"], ["wide"], "last"),
+        helper.make_node("DepthToSpace", ["wide"], ["output"], "shuffle", blocksize=4, mode="CRD"),
+    ]
+    ends = [
+        helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"]),
+        helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "sh", "sw"]),
+    ]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "joined", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_parts_of_a_concatenation_are_scaled_in_their_readers_too(joined: ModelProto, few: Patches) -> None:
+    found = {j.tensor: [(reader.node.name, reader.first) for reader in j.readers] for j in junctions(joined)}
+    assert found == {
+        "ta": [("dense", 0), ("alone", 0)],
+        "tb": [("dense", 4), ("alone", 4)],
+        "td": [("last", 0)],
+        "tl": [("last", 3)],
+    }
+    changed = copy_of(joined)
+    assert equalize(changed, few.batches()) == 4
+    batch = next(few.batches())
+    before, after = (open_session(model).run(None, {"input": batch})[0] for model in (joined, changed))
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+    wide, even = (channel_reach(model, ["both"], few.batches())["both"] for model in (joined, changed))
+    assert even.max() / even.min() < wide.max() / wide.min() / 4
 
 
 def test_the_network_stays_the_same(tiny: ModelProto, few: Patches) -> None:

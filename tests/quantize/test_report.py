@@ -1,0 +1,68 @@
+"""The page about one quantized file."""
+
+import json
+import re
+from pathlib import Path
+
+from onnx import ModelProto
+
+from quantize.patches import Patches
+from quantize.plan import make_plan
+from quantize.ptq import Quantized
+from quantize.report import histogram, tensor_reports, trade_off, verdict
+from quantize.search import Candidate, SearchResult
+from tests.conftest import Script
+
+
+def result(drop: float, ratio: float | None, *, allowed: float | None = 0.1) -> Quantized:
+    found = SearchResult((), (Candidate(("a",), 50.0, drop, 10.0, ratio),), 0, True, 4)
+    return Quantized(
+        "out/a.onnx", "b.onnx", "cpu", "mse", "DIV2K", 8, 2, 5, 1, ["a"], 10, 20, 50.0, 28.0, 28.0 - drop, drop,
+        max_drop_db=allowed, within=allowed is None or drop <= allowed, search=found,
+    )  # fmt: skip
+
+
+def test_verdicts() -> None:
+    assert (
+        verdict(result(0.01, 0.5))
+        == "Ship a.onnx: \N{MINUS SIGN}0.010 dB, 2.00 times as fast as FP32 in the same engine."
+    )
+    assert "for speed" in verdict(result(0.01, 1.2))
+    assert verdict(result(0.2, 0.5)).startswith("Do not ship a.onnx: it loses 0.200 dB")
+    assert "not measured" in verdict(result(0.01, None))
+
+
+def test_tensors_and_drawings(tiny: ModelProto, few: Patches) -> None:
+    plan = make_plan(tiny, few, target="cpu", method="percentile")
+    tensors = {tensor.name: tensor for tensor in tensor_reports(plan, ())}
+    assert set(tensors) <= set(plan.statistics)
+    for name, tensor in tensors.items():
+        assert tensor.low <= 0 <= tensor.high
+        assert 0 <= tensor.clipped_share < 0.01
+        assert 15 < tensor.sqnr_db < 70
+        assert "nan" not in histogram(tensor, plan.statistics[name])
+    assert any(tensor.clipped_share > 0 for tensor in tensors.values()), "percentiles clip"
+    gone = {t.name for t in tensor_reports(plan, plan.units)}
+    assert gone == set()
+
+
+def test_the_plot_marks_the_choice() -> None:
+    candidates = (Candidate((), 40, 0.5, 5.0, 0.5), Candidate(("a",), 50, 0.1, 7.0, 0.7))
+    drawn = trade_off(SearchResult((), candidates, 1, True, 3, pareto=(0, 1)))
+    assert len(re.findall("<circle", drawn)) == 2
+    assert '<circle class="chosen"' in drawn
+    assert "1 float layers, 0.100 dB, 0.70 of FP32" in drawn
+
+
+def test_command(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: Path) -> None:
+    done = script(
+        "quantize/ptq.py", fp32_onnx, "-o", tmp_path / "a.onnx", "--calib", patch_folder, "--target", "openvino",
+        "--report", tmp_path / "a.html", "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "a.html").read_text()
+    assert f"{json.loads(done.stdout)['psnr_against_fp32_db']:.2f}" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    missing = script("quantize/ptq.py", fp32_onnx, "-o", tmp_path / "b.onnx", "--report", tmp_path / "no/a.html")
+    assert missing.returncode == 2
