@@ -14,9 +14,6 @@ from runtime.plans import Layer
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_FUSED = ("kgen", "shape_call")
-"""Kinds of layers that compute element by element and may carry the names of the convolutions around them."""
-
 
 def layers_from_log(messages: list[str]) -> list[Layer]:
     """The layers of the message that starts with ``Layers:``; empty where the library printed none."""
@@ -26,20 +23,35 @@ def layers_from_log(messages: list[str]) -> list[Layer]:
     return []
 
 
-def quantized_convolutions(model: ModelProto) -> list[str]:
-    """Names of the convolutions that a Q/DQ graph means to be INT8: input and weights both come from 8 bits."""
-    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    return [node.name for node in model.graph.node if node.op_type == "Conv" and dequantized.issuperset(node.input[:2])]
+def quantized_convolutions(model: ModelProto) -> dict[str, str]:
+    """The convolutions that a Q/DQ graph means to be INT8, whose input and weights both come from 8 bits.
+
+    Returns:
+        for each one's name the name of the node that dequantizes its weights.
+    """
+    dequantized = {node.output[0]: node.name for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return {
+        node.name: dequantized[node.input[1]]
+        for node in model.graph.node
+        if node.op_type == "Conv" and dequantized.keys() >= set(node.input[:2])
+    }
 
 
-def int8_convolutions(layers: list[Layer]) -> set[str]:
-    """Names of the ONNX convolutions that the engine computes on 8-bit inputs and 8-bit weights."""
-    found: set[str] = set()
+def int8_convolutions(layers: list[Layer], meant: dict[str, str]) -> set[str]:
+    """Those of ``meant`` (see ``quantized_convolutions``) that the engine computes on 8-bit inputs and weights.
+
+    A layer computes a convolution if it bears its name, or if it is a fused kernel with a correlation in it that takes
+    in the dequantization of its weights: tiny ones, on pooled values, are fused with the rounding of their input.
+    """
+    found = set()
     for layer in layers:
-        eight_bits = layer.inputs[:1] == ["Int8"] and (not layer.constants or "Int8" in layer.constants)
-        if layer.kind not in _FUSED and eight_bits:
-            found.update(layer.onnx_nodes)
-            found.add(re.sub(r"_myl\d+_\d+$", "", layer.name))
+        own = re.sub(r"_myl\d+_\d+$", "", layer.name)
+        weights = not layer.constants or "Int8" in layer.constants
+        if layer.inputs[:1] == ["Int8"] and weights:
+            found |= {own} & meant.keys()
+        fused = layer.kind == "kgen" and "Int8" in layer.constants and re.search(r"Roun\w*Cast\w*Corr", layer.name)
+        if fused or (layer.kind != "kgen" and layer.inputs[:1] == ["Int8"] and weights):
+            found |= {name for name, dequantize in meant.items() if {name, dequantize} <= set(layer.onnx_nodes)}
     return found
 
 

@@ -115,12 +115,12 @@ def plan_from_onnx(
             plan, layers = build_plan(
                 content, library, profile, targets=targets, workspace_mib=workspace_mib, timing_cache=timing_cache
             )
-            meant, int8 = quantized_convolutions(model), int8_convolutions(layers)
+            meant = quantized_convolutions(model)
             record = replace(
                 record,
                 plan_sha256=sha256(plan),
                 layers=layers,
-                int8_convolutions=sum(name in int8 for name in meant),
+                int8_convolutions=len(int8_convolutions(layers, meant)),
                 int8_convolutions_meant=len(meant),
             )
             cached = False
@@ -211,8 +211,8 @@ def build_plan(
         network: tensorrt.INetworkDefinition = builder.create_network(0 if typed is None else 1 << int(typed))
         parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
         if not parser.parse(content):
-            errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-            raise _failure(library, "parse the file", "export it again with --opset 20 nodes only", errors)
+            errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise _failure(library, "parse the file", "export it by export/to_onnx.py, or use a newer TensorRT", errors)
         config: tensorrt.IBuilderConfig = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if workspace_mib:
@@ -241,7 +241,9 @@ def _add_profile(
 ) -> None:
     name = network.get_input(0).name
     wanted: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
-    wanted.set_shape(name, *((1, 3, *size) for size in (profile.smallest, profile.best, profile.largest)))
+    low, best, high = ((1, 3, *size) for size in (profile.smallest, profile.best, profile.largest))
+    shapes: Any = {"min": low, "opt": best, "max": high}  # tuples become Dims
+    wanted.set_shape(name, **shapes)
     if config.add_optimization_profile(wanted) < 0:
         raise _failure(library, f"take the sizes {profile}", "give others by --shapes")
 
@@ -343,6 +345,13 @@ def _failure(library: Flavour, doing: str, advice: str, errors: list[str] | None
 
     reason = one_line(errors[0]) if errors else library.log.reason()
     return UserError(f"{library} could not {doing}: {reason}; {advice}.")
+
+
+def _parser_error(error: tensorrt.ParserError) -> str:
+    """Its description alone may be no more than "false"."""
+    kind = error.code().name.lower().replace("_", " ")
+    node = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
+    return f"{node + ', ' if node else ''}{kind}: {error.desc()}"
 
 
 def _size(text: str, shapes: str) -> tuple[int, int]:

@@ -169,8 +169,8 @@ class TensorRtEngine:
         return inputs[0], outputs[0]
 
     def _describe(self, record: PlanRecord | None) -> EngineInfo:
-        smallest, _, largest = self._open_engine().get_tensor_profile_shape(self._input, 0)
-        low, high = tuple(smallest), tuple(largest)
+        shapes: Any = self._open_engine().get_tensor_profile_shape(self._input, 0)  # Dims, which iterate
+        low, _, high = (tuple(map(int, shape)) for shape in shapes)
         metadata = record.metadata if record else {}
         info = info_from_metadata(
             self._path,
@@ -222,9 +222,11 @@ class _Slot:
         context, owner = self._open_context(), self._owner
         self._forget_graph()
         self._shape = ()
-        if not context.set_input_shape(owner._input, shape):
+        wanted: Any = shape  # tuples become Dims
+        if not context.set_input_shape(owner._input, wanted):
             raise self._failure(f"take an input of {'x'.join(map(str, shape))}")
-        result = tuple(context.get_tensor_shape(owner._output))
+        dimensions: Any = context.get_tensor_shape(owner._output)  # Dims, which iterate
+        result = tuple(map(int, dimensions))
         if min(result, default=-1) < 1:
             raise self._failure(f"tell the shape of its result for {'x'.join(map(str, shape))}")
         return result
@@ -345,8 +347,12 @@ class _Slot:
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._stream):
             self._refuse_graphs("this plan cannot be recorded")
             return
-        self._cuda.begin_capture(self._stream)
         refusal: UserError | None = None
+        try:
+            self._cuda.begin_capture(self._stream)
+        except UserError as error:
+            self._refuse_graphs(str(error).rstrip("."))
+            return
         try:
             self._enqueue()
         except UserError as error:
