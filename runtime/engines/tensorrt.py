@@ -75,6 +75,11 @@ class TensorRtEngine:
         if device not in ("auto", "cuda"):
             raise UserError(f"{path} runs on an NVIDIA GPU, not on {device}.")
         check_model_file(path)
+        if path.suffix.lower() == ".onnx":
+            raise UserError(
+                f"{path} is an ONNX file: build a plan by python export/to_tensorrt.py {path} -o {path.stem}.plan, and "
+                "open that."
+            )
         content, record = path.read_bytes(), read_record(path)
         check_origin(path, content, record, vouched=trusted)
         library = _library(record)

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.engines.ort import OrtEngine, _Binding
 from runtime.errors import UserError
-from tests.export.test_to_tensorrt import tiny
+from tests.tiny_onnx import tiny
 
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 

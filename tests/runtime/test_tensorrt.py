@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -25,8 +26,8 @@ from runtime.errors import UserError
 from runtime.images import Picture
 from runtime.plans import read_record, rebuild_command, sidecar, trust_plan, write_record
 from runtime.upscale import upscale
-from tests.conftest import ROOT
-from tests.export.test_to_tensorrt import tiny
+from tests.conftest import ROOT, Script
+from tests.tiny_onnx import tiny
 
 FAKES = ROOT / "tests/fakes"
 FAKED = ("tensorrt", "tensorrt_rtx", "cuda", "pycuda", "fake_gpu")
@@ -194,6 +195,26 @@ def test_tiles_of_a_picture_through_a_plan(plan: Path, fakes: Any) -> None:
         assert not small.exact, "padding changes what a network that sees the whole picture gives"
         with pytest.raises(UserError, match=r"takes pictures from 16x16 to 96x96 pixels, not 210x150: use --tile 96"):
             upscale(engine, Picture(colour), tile=0)
+
+
+def test_the_command_line_with_a_plan(plan: Path, script: Script, tmp_path: Path) -> None:
+    """In a process of its own, where PYTHONPATH brings the fakes: upscaled, refused, and vouched for."""
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", np.full((40, 120, 3), 77, np.uint8))[1].tobytes())
+    done = script("runtime/infer.py", tmp_path / "a.png", "--engine", plan, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["engine"]["backend"].startswith("TensorRT 10.3.0, cuda-python")
+    assert report["results"][0]["tiles"] == 2
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = {"XDG_CACHE_HOME": str(tmp_path / "elsewhere")}
+    refused = script("runtime/infer.py", tmp_path / "a.png", "--engine", plan, **elsewhere)
+    assert refused.returncode == 2
+    assert "was not built on this machine" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    vouched = script("runtime/infer.py", tmp_path / "a.png", "--engine", plan, "--trust-engine", **elsewhere)
+    assert vouched.returncode == 0, vouched.stderr
+    wrong = script("runtime/infer.py", tmp_path / "a.png", "--engine", f"tensorrt:{tmp_path / 'tiny.onnx'}")
+    assert "is an ONNX file: build a plan by python export/to_tensorrt.py" in wrong.stderr
 
 
 def test_fixed_tiles(fakes: Any, tmp_path: Path) -> None:
