@@ -227,9 +227,25 @@ def build_plan(
         if measured is not None and timing_cache is not None:
             with atomic_write(timing_cache) as stream:
                 stream.write(bytes(measured.serialize()))
-        return bytes(plan), layers_from_log(log.messages())
+        content = bytes(plan)
+        layers = layers_from_log(log.messages())
+        if not layers and not targets:
+            layers = layers_from_log([_inspected(library, content)])
+        return content, layers
     finally:
         log.clear()
+
+
+def _inspected(library: Flavour, plan: bytes) -> str:
+    """What the library's inspector says of a plan just built for the GPU that is here; empty where it opens none."""
+    trt = library.module
+    runtime: tensorrt.Runtime = trt.Runtime(library.log)
+    engine: Any = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return ""
+    return "Layers:\n" + str(
+        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+    )
 
 
 def _add_profile(
@@ -349,7 +365,8 @@ def _failure(library: Flavour, doing: str, advice: str, errors: list[str] | None
 
 def _parser_error(error: tensorrt.ParserError) -> str:
     """Its description alone may be no more than "false"."""
-    kind = error.code().name.lower().replace("_", " ")
+    code: Any = error.code()
+    kind = code.name.lower().replace("_", " ")
     node = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
     return f"{node + ', ' if node else ''}{kind}: {error.desc()}"
 

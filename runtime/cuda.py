@@ -146,9 +146,8 @@ class CudaPython:
         ]
         name = self._call("cudaGetDeviceProperties", 0, doing="ask what the GPU is").name
         driver = self._call("cudaDriverGetVersion", doing="ask for the driver's version")
-        self.gpu = Gpu(
-            name.decode() if isinstance(name, bytes) else str(name), "{}.{}".format(*numbers), dotted(int(driver))
-        )
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        self.gpu = Gpu(text.rstrip("\0"), "{}.{}".format(*numbers), dotted(int(driver)))
 
     def allocate(self, size_bytes: int) -> int:
         """As in ``Cuda``."""

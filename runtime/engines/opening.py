@@ -72,15 +72,20 @@ def is_shipped(name: str) -> bool:
     return not Path(name).suffix and not Path(name).exists()
 
 
-def model_file(name: str, backend: str) -> Path:
-    """The file that a path, or the name of a shipped model, means to a back end.
+_ON_GPU = {"cuda": "", "tensorrt": "_int8"}
+"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only."""
+
+
+def model_file(name: str, backend: str, device: str = "auto") -> Path:
+    """The file that a path, or the name of a shipped model, means to a back end on a device.
 
     Raises:
         UserError: no model of that name is shipped; the message lists those that are.
     """
     if not is_shipped(name):
         return Path(name)
-    for candidate in (MODELS / f"{name}{BACKENDS[backend].flavour}.onnx", MODELS / f"{name}.onnx"):
+    flavour = _ON_GPU.get(device, BACKENDS[backend].flavour)
+    for candidate in (MODELS / f"{name}{flavour}.onnx", MODELS / f"{name}.onnx"):
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx")))
@@ -128,6 +133,6 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, 
     module, attribute = backend.opener.split(":")
     opener: Opener = getattr(importlib.import_module(module), attribute)
     extra = {"trusted": trust_engine} if backend.native_code else {}
-    engine = opener(model_file(name, key), device=device, threads=threads, **dict(backend.options), **extra)
+    engine = opener(model_file(name, key, device), device=device, threads=threads, **dict(backend.options), **extra)
     engine.info = replace(engine.info, engine=spec)
     return engine

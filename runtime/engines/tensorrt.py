@@ -62,7 +62,7 @@ class TensorRtEngine:
 
         Args:
             path: the plan; the record beside it, ``PATH.json``, says whether it fits.
-            device: "auto" or "cuda".
+            device: "auto", "cuda" or "tensorrt", which are all the first GPU.
             threads: nothing here.
             trusted: the user vouches for a plan that was not built here.
             rebuild: build a plan that does not fit again where its ONNX file stands beside it.
@@ -72,7 +72,7 @@ class TensorRtEngine:
                 message says how to build it again.
         """
         del threads
-        if device not in ("auto", "cuda"):
+        if device not in ("auto", "cuda", "tensorrt"):
             raise UserError(f"{path} runs on an NVIDIA GPU, not on {device}.")
         check_model_file(path)
         if path.suffix.lower() == ".onnx":
@@ -87,6 +87,7 @@ class TensorRtEngine:
         self._path, self._library = path, library
         self._slots: list[_Slot] = []
         self._wanted_slots = IN_FLIGHT
+        self.last_times = StageTimes(0.0, 0.0, 0.0)
         self._engine: tensorrt.ICudaEngine | None = None
         gpu = self._cuda.gpu
         fallback = None
@@ -121,9 +122,10 @@ class TensorRtEngine:
         waiting: deque[_Slot] = deque()
         try:
             for number, batch in enumerate(batches):
-                if len(waiting) == self._depth():
+                depth = self._depth() if number else 1  # a single picture needs no second slot
+                if len(waiting) == depth:
                     yield waiting.popleft().collect()
-                slot = self._slots[number % self._depth()]
+                slot = self._slots[number % depth]
                 slot.submit(batch)
                 waiting.append(slot)
             while waiting:

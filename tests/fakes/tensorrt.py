@@ -124,9 +124,19 @@ class Builder:
             "shapes": config.profiles[0].shapes["input"],
             "scale": int(metadata.get("gmin.scale", 2)),
         }
-        self.logger.log(4, "Layers:\nName: conv, LayerType: CaskConvolution, Inputs: [ { Name: a, Format/Datatype: Row major "
-                        "linear FP32 }], Outputs: [ { Name: b, Format/Datatype: Row major linear FP32 }], TacticName: t")  # fmt: skip
         return MAGIC + json.dumps(content).encode()
+
+
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+
+
+class EngineInspector:
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        return (
+            "Layers:\nName: conv, LayerType: CaskConvolution, Inputs: [ { Name: a, Format/Datatype: Row major linear FP32 "
+            "}], Outputs: [ { Name: b, Format/Datatype: Row major linear FP32 }], TacticName: t\n\nBindings:\ninput\noutput\n"
+        )
 
 
 class Runtime:
@@ -173,6 +183,9 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.plan["shapes"]]
+
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector()
 
     def create_execution_context(self) -> Context | None:
         if gpu.called("create_execution_context"):

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from runtime.engines.opening import model_file
 from runtime.engines.ort import OrtEngine, _Binding
 from runtime.errors import UserError
 from tests.tiny_onnx import tiny
@@ -96,6 +97,17 @@ def test_a_provider_that_does_not_start_is_said(model: Path, monkeypatch: pytest
         assert engine.info.device == "CPUExecutionProvider"
         assert "TensorrtExecutionProvider did not start, CPUExecutionProvider runs" in str(engine.info.fallback)
         assert engine.infer(np.zeros((1, 3, 16, 16), np.float32)).shape == (1, 3, 32, 32)
+
+
+def test_the_shipped_file_by_device() -> None:
+    """What was quantized for processors must not go to a GPU: TensorRT refuses its biases."""
+    names = {device: model_file("gmin_x4", "ort", device).name for device in ("auto", "cpu", "cuda", "tensorrt")}
+    assert names == {
+        "auto": "gmin_x4_int8_cpu.onnx",
+        "cpu": "gmin_x4_int8_cpu.onnx",
+        "cuda": "gmin_x4.onnx",
+        "tensorrt": "gmin_x4_int8.onnx",
+    }
 
 
 def test_a_provider_that_is_not_there(model: Path) -> None:

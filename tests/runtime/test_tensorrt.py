@@ -70,6 +70,7 @@ def repeated(batch: np.ndarray) -> np.ndarray:
 def test_sizes_change_and_nothing_leaks(binding: str, plan: Path, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMIN_CUDA", binding)
     with closing(TensorRtEngine(plan)) as engine:
+        assert isinstance(engine, TimedEngine)
         assert engine.info.scale == 2
         assert engine.info.device == "Fake Orin"
         assert engine.info.accepts == ((16, 16), (96, 96))
@@ -79,7 +80,6 @@ def test_sizes_change_and_nothing_leaks(binding: str, plan: Path, fakes: Any, mo
             result = engine.infer(batch)
             np.testing.assert_array_equal(result, repeated(batch))
             assert result.dtype == np.float32
-        assert isinstance(engine, TimedEngine)
         assert engine.last_times.compute_ms == 0.25
         two = np.concatenate([picture(20, 20, 1), picture(20, 20, 2)])
         np.testing.assert_array_equal(engine.infer(two), repeated(two))
@@ -93,6 +93,7 @@ def test_buffers_are_kept_and_grow_only(plan: Path, fakes: Any) -> None:
         for size in ((64, 64), (32, 32), (16, 64), (64, 64)):
             engine.infer(picture(*size))
         assert fakes.calls.count("cudaMalloc") == before == 2
+        assert len(fakes.streams) == 1, "a picture alone needs no second slot"
         engine.infer(picture(96, 96))
         assert fakes.calls.count("cudaMalloc") == 4
         assert len(fakes.memory) == len(fakes.pinned) == 2
@@ -383,6 +384,7 @@ def test_a_timing_cache_and_the_workspace(fakes: Any, tmp_path: Path) -> None:
     assert record is not None
     assert (record.flavour, record.device, record.targets, record.driver) == ("tensorrt", "Fake Orin", ["sm87"], "12.6")
     assert record.options["workspace_mib"] == 256
+    assert [(layer.name, layer.inputs, layer.outputs) for layer in record.layers] == [("conv", ["Float"], ["Float"])]
 
 
 def test_a_plan_of_a_network_that_is_none(fakes: Any, tmp_path: Path) -> None:
