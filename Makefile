@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := runtime/models/gmin_x4
 
-.PHONY: demo test lint types format models clean
+.PHONY: demo test test-gpu lint types format models clean
 
 demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light runtime only
 	$(BIN)/python runtime/infer.py data/chelsea.png -o out/chelsea_x4.png
@@ -11,12 +11,16 @@ demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light
 test: .venv/dev  ## run the suite
 	$(BIN)/python -m pytest
 
+test-gpu:  ## the tests that need an NVIDIA GPU, by $(PYTHON), which must see its TensorRT (docs/jetson.md)
+	$(PYTHON) -m pytest -m gpu tests/runtime/test_tensorrt.py tests/runtime/test_ort_providers.py
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: .venv/dev
 	$(BIN)/mypy
+	$(BIN)/python tests/check_tensorrt_types.py
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from benchmarks import accuracy, attribution, complexity, latency, report
-from export import to_onnx
+from benchmarks import accuracy, attribution, complexity, device, latency, report
+from export import to_onnx, to_tensorrt
 from quantize import lint, ptq
-from runtime import infer
+from runtime import doctor, infer
 from runtime.command_line import new_app, run
 from training import train
 
 app = new_app("GMIN super-resolution from a checkpoint to INT8 on edge devices.")
 app.command("train")(train.main)
 app.command("export")(to_onnx.main)
+app.command("build")(to_tensorrt.main)
 app.command("quantize")(ptq.main)
 app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
+app.command("doctor")(doctor.main)
 app.command("accuracy")(accuracy.main)
 app.command("complexity")(complexity.main)
 app.command("latency")(latency.main)
+app.command("device")(device.main)
 app.command("attribution")(attribution.main)
 app.command("report")(report.main)
 

@@ -170,10 +170,10 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
 
     from benchmarks.accuracy import score
     from benchmarks.complexity import complexity
-    from benchmarks.environment import available_cores
     from benchmarks.exported import open_timed
     from benchmarks.latency import Contestant, measure
     from data.sets import image_set
+    from runtime.environment import available_cores
 
     silent = True if quiet else None  # None: only on a terminal
     threads = plan.threads or available_cores()

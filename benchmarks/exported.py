@@ -57,7 +57,7 @@ def exported(name: str) -> tuple[Path, str]:
 
     It is kept by the weights' hash and by that of the code which builds and exports networks: neither can go stale.
     """
-    from runtime.selection import cache_folder
+    from runtime.files import cache_folder
 
     weights = _weights(name)
     digest = hashlib.sha256(weights.read_bytes() if weights else RANDOM.encode())

@@ -243,9 +243,9 @@ def main(
     sizes = [size_from_text(text) for text in size or [str(LATENCY_INPUT)]]
     from tqdm import tqdm
 
-    from benchmarks.environment import available_cores, environment, processor_time
     from benchmarks.exported import open_timed
     from benchmarks.memory import MEANING, peak_memory_mb
+    from runtime.environment import available_cores, environment, processor_time
 
     threads = threads or available_cores()
     specs, reason = [(spec, "") for spec in engines or []], "named by the user"

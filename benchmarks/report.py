@@ -24,11 +24,11 @@ from runtime.errors import UserError
 from runtime.files import atomic_write
 
 if TYPE_CHECKING:
-    from benchmarks.environment import Environment
     from benchmarks.layers import LayerProfile
     from benchmarks.pictures import Crop, Shown
     from benchmarks.plots import Point
     from benchmarks.published import Published
+    from runtime.environment import Environment
 
 _HERE = Path(__file__).parent
 PHOTO = _HERE.parent / "data/chelsea.png"
@@ -73,13 +73,13 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
     """
     from benchmarks.comparison import measure_rows, verdict
     from benchmarks.complexity import PROTOCOL as COUNTING
-    from benchmarks.environment import available_cores, environment
     from benchmarks.latency import NOISY
     from benchmarks.latency import PROTOCOL as TIMING
     from benchmarks.layers import profile_layers
     from benchmarks.published import published
     from data.metrics import PROTOCOL as SCORING
     from runtime.engines.opening import MODELS
+    from runtime.environment import available_cores, environment
 
     threads = plan.threads or available_cores()
     rows = measure_rows(plan, quiet=quiet)

@@ -64,5 +64,28 @@ def check_writable(path: Path) -> None:
         raise UserError(f"Cannot write {path}: permission denied.")
 
 
+def cache_folder() -> Path:
+    """Where this project keeps what it has found out, built or fetched for this user."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("gmin-edge")
+
+
+def private_folder(path: Path) -> Path:
+    """``path`` as a folder that only this user may enter, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made, or another user owns it or may write into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"Cannot use the folder {path}: {_reason(error)}.") from error
+    if hasattr(os, "getuid") and (state.st_uid != os.getuid() or state.st_mode & 0o022):
+        raise UserError(f"Others may write into {path}, so nothing in it can be trusted: remove it, or chmod 700 it.")
+    return path
+
+
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()

@@ -25,7 +25,7 @@ from runtime.files import check_writable
 if TYPE_CHECKING:
     from runtime.engines.contract import Engine
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 app = new_app("Upscale pictures.")
 
@@ -41,12 +41,15 @@ def main(
         Path | None,
         typer.Option("--output", "-o", help="Result: a file, or a folder. Default: IMAGE_x4.png beside each picture."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where to compute; tensorrt: ONNX Runtime's.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     tile: Annotated[
         int | None, typer.Option(min=0, help="Side of a tile in pixels of the input; 0 never tiles. Default: by size.")
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Pixels of the input that neighbouring tiles share.")] = 32,
+    trust_engine: Annotated[
+        bool, typer.Option("--trust-engine", help="Load a TensorRT plan that was not built here: it is native code.")
+    ] = False,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -59,7 +62,7 @@ def main(
     from runtime.selection import open_fastest
 
     started = time.perf_counter()
-    opened, reason = open_fastest(engine, device=device, threads=threads)
+    opened, reason = open_fastest(engine, device=device, threads=threads, trust_engine=trust_engine)
     load = time.perf_counter() - started
     with closing(opened):
         targets = _targets(images, output, opened.info.scale)
@@ -69,6 +72,8 @@ def main(
         for image, target in zip(images, targets, strict=True):
             results.append(_one(opened, image, target, tile, overlap, quiet=quiet or json_target == "-"))
             say(_sentence(results[-1]), quiet=quiet, json_target=json_target)
+        if opened.info.fallback:
+            say(f"fallback: {opened.info.fallback}", quiet=quiet, json_target="-")
     failed = [result for result in results if "error" in result]
     payload = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load, "results": results}
     write_json(payload, json_target)

@@ -18,13 +18,15 @@ import numpy as np
 from runtime.engines.contract import Engine, check_model_file
 from runtime.engines.opening import BACKENDS, candidates, is_shipped, model_file, open_engine, split_prefix
 from runtime.errors import UserError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, cache_folder
 
 ROUNDS = 5
 SIZE = (1, 3, 128, 128)
 
 
-def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None) -> tuple[Engine, str]:
+def open_fastest(
+    spec: str, *, device: str = "auto", threads: int | None = None, trust_engine: bool = False
+) -> tuple[Engine, str]:
     """Open ``spec`` on the back end that is fastest here, and say in one sentence why it was chosen.
 
     Candidates run in turn, A B A B …, and the medians decide. The name of a shipped model leaves everything to us: each
@@ -36,8 +38,9 @@ def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None)
     """
     prefix, name = split_prefix(spec)
     choices = [key for key in candidates(spec) if prefix or is_shipped(name) or not BACKENDS[key].options]
-    if len(choices) == 1 or device == "cuda":
-        return open_engine(spec, device=device, threads=threads), f"{choices[0]} is the only one asked for or present"
+    if len(choices) == 1 or device in ("cuda", "tensorrt"):
+        engine = open_engine(spec, device=device, threads=threads, trust_engine=trust_engine)
+        return engine, f"{choices[0]} is the only one asked for or present"
     files = {choice: model_file(name, choice) for choice in choices}
     key = _key(files, threads)
     remembered = _remembered().get(key)
@@ -63,13 +66,6 @@ def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None)
     _remember(key, best)
     figures = ", ".join(f"{choice} {value:.0f} ms" for choice, value in sorted(milliseconds.items()))
     return engines[best], f"{best} is the fastest just now: {figures} for {SIZE[3]}x{SIZE[2]} pixels"
-
-
-def cache_folder() -> Path:
-    """Where this project keeps what it has found out or fetched for this user."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("gmin-edge")
 
 
 def _measure(engines: dict[str, Engine]) -> dict[str, float]:

@@ -63,6 +63,19 @@ def fp32_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fp16_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in FP16 between FP32 borders, exported once."""
+    from export.to_onnx import export_onnx
+    from model.checkpoint import load_checkpoint
+    from model.registry import create, describe
+
+    path = tmp_path_factory.mktemp("onnx") / "gmin_x4_fp16.onnx"
+    model = load_checkpoint(create("gmin_x4"), ROOT / "model/weights/gmin_x4.safetensors")
+    export_onnx(model, path, describe("gmin_x4"), precision="fp16")
+    return path
+
+
+@pytest.fixture(scope="session")
 def patch_folder(tmp_path_factory: pytest.TempPathFactory, photo: np.ndarray) -> Path:
     """Six HR pictures cut from the shipped photo: enough to calibrate without third-party data."""
     import cv2

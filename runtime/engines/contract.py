@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -32,6 +32,10 @@ class EngineInfo:
     receptive_radius: int
     minimum_size: int
     precision: str
+    accepts: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """Smallest and largest (height, width) in LR pixels; None where any size from ``minimum_size`` goes."""
+    fallback: str | None = None
+    """What was asked for and is not what runs, and why; printed and in the JSON."""
 
 
 class Engine(Protocol):
@@ -63,6 +67,20 @@ class TimedEngine(Engine, Protocol):
 
     last_times: StageTimes
     """Of the last ``infer``."""
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that works on several batches at once. Optional: tiles go through it in flight."""
+
+    def infer_each(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """As ``infer`` for each, in order; batches are taken a few ahead of the results."""
+        ...
+
+
+def infer_each(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
+    """Results in order, several in flight where the engine can; close it to stop early."""
+    yield from engine.infer_each(batches) if isinstance(engine, StreamingEngine) else map(engine.infer, batches)
 
 
 def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str, device: str, scale: int) -> EngineInfo:

@@ -25,6 +25,11 @@ class Backend:
     flavour: str = ""
     """Ending of the shipped model that was quantized for this back end."""
     options: tuple[tuple[str, str], ...] = ()
+    or_library: str = ""
+    """Another module that will do."""
+    install: str = "pip install 'gmin-edge[cpu]'"
+    native_code: bool = False
+    """Its files are programs: only those built here are opened, unless the user vouches for one."""
 
 
 BACKENDS: dict[str, Backend] = {
@@ -36,6 +41,14 @@ BACKENDS: dict[str, Backend] = {
         (".onnx", ".xml"),
         "_int8_openvino",
         options=(("precision", "bf16"),),
+    ),
+    "tensorrt": Backend(
+        "runtime.engines.tensorrt:TensorRtEngine",
+        "tensorrt",
+        (".plan", ".engine"),
+        or_library="tensorrt_rtx",
+        install="pip install 'gmin-edge[tensorrt]', or 'gmin-edge[tensorrt-rtx]' for RTX cards",
+        native_code=True,
     ),
 }
 """Back ends by prefix, in the order in which they are tried for a file; one row and one file add another."""
@@ -51,7 +64,7 @@ def split_prefix(spec: str) -> tuple[str | None, str]:
 
 def installed(backend: Backend) -> bool:
     """Whether the library of a back end can be imported, without importing it."""
-    return importlib.util.find_spec(backend.library) is not None
+    return any(importlib.util.find_spec(name) for name in (backend.library, backend.or_library) if name)
 
 
 def is_shipped(name: str) -> bool:
@@ -59,15 +72,20 @@ def is_shipped(name: str) -> bool:
     return not Path(name).suffix and not Path(name).exists()
 
 
-def model_file(name: str, backend: str) -> Path:
-    """The file that a path, or the name of a shipped model, means to a back end.
+_ON_GPU = {"cuda": "", "tensorrt": "_int8"}
+"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only."""
+
+
+def model_file(name: str, backend: str, device: str = "auto") -> Path:
+    """The file that a path, or the name of a shipped model, means to a back end on a device.
 
     Raises:
         UserError: no model of that name is shipped; the message lists those that are.
     """
     if not is_shipped(name):
         return Path(name)
-    for candidate in (MODELS / f"{name}{BACKENDS[backend].flavour}.onnx", MODELS / f"{name}.onnx"):
+    flavour = _ON_GPU.get(device, BACKENDS[backend].flavour)
+    for candidate in (MODELS / f"{name}{flavour}.onnx", MODELS / f"{name}.onnx"):
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx")))
@@ -85,7 +103,10 @@ def candidates(spec: str) -> list[str]:
         if prefix not in BACKENDS:
             raise UserError(f"No back end is called '{prefix}'; known: {', '.join(BACKENDS)}.")
         if not installed(BACKENDS[prefix]):
-            raise UserError(f"The back end '{prefix}' needs {BACKENDS[prefix].library}, which is not installed.")
+            raise UserError(
+                f"The back end '{prefix}' needs {BACKENDS[prefix].library}, which is not installed: "
+                f"{BACKENDS[prefix].install}."
+            )
         return [prefix]
     suffix = ".onnx" if is_shipped(name) else Path(name).suffix.lower()
     readers = [key for key, backend in BACKENDS.items() if suffix in backend.suffixes]
@@ -94,12 +115,14 @@ def candidates(spec: str) -> list[str]:
         raise UserError(f"No engine reads {name}: expected {', '.join(known)}.")
     present = [key for key in readers if installed(BACKENDS[key])]
     if not present:
-        raise UserError(f"No engine for {suffix} files is installed: pip install 'gmin-edge[cpu]'.")
+        raise UserError(f"No engine for {suffix} files is installed: {BACKENDS[readers[0]].install}.")
     return present
 
 
-def open_engine(spec: str, *, device: str = "auto", threads: int | None = None) -> Engine:
+def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, trust_engine: bool = False) -> Engine:
     """Open an engine on the first back end that can run it here (``runtime.selection`` measures instead).
+
+    ``trust_engine`` vouches for a TensorRT plan that was not built on this machine.
 
     Raises:
         UserError: as ``candidates``, or the back end refuses the file.
@@ -109,6 +132,7 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None) 
     backend = BACKENDS[key]
     module, attribute = backend.opener.split(":")
     opener: Opener = getattr(importlib.import_module(module), attribute)
-    engine = opener(model_file(name, key), device=device, threads=threads, **dict(backend.options))
+    extra = {"trusted": trust_engine} if backend.native_code else {}
+    engine = opener(model_file(name, key, device), device=device, threads=threads, **dict(backend.options), **extra)
     engine.info = replace(engine.info, engine=spec)
     return engine

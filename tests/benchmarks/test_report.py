@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from benchmarks.comparison import ACCEPTED_DROP_DB, QUICK, Row, Score, choose, entries, label_of, verdict
-from benchmarks.environment import Environment
 from benchmarks.layers import LayerProfile, LayerTime
 from benchmarks.pictures import Shown, crops, data_address
 from benchmarks.published import Published, PublishedScore
 from benchmarks.report import Report, Slider, as_json, network_rows, render, write_report
+from runtime.environment import Environment
 from tests.benchmarks.chromium import Page, installed
 from tests.conftest import ROOT, Script
 

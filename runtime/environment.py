@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ _FEATURES = (
 """What decides how fast INT8, bf16 and FP16 are, as Linux spells it; ``asimddp`` is ARM's dot product."""
 _LIBRARIES = (
     *("gmin-edge", "numpy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("tensorrt", "tensorrt_rtx", "opencv-python-headless", "spandrel"),
+    *("tensorrt", "tensorrt_rtx", "cuda-python", "pycuda", "opencv-python-headless", "spandrel"),
 )
 
 
@@ -129,6 +130,20 @@ def accelerators() -> list[dict[str, Any]]:
         return found
     finally:
         pynvml.nvmlShutdown()
+
+
+_JETPACKS = {"35": "5", "36": "6", "38": "7", "39": "7"}
+"""By the major number of the Linux for Tegra release."""
+
+
+def jetpack() -> str | None:
+    """JetPack of a Jetson with its Linux for Tegra release, such as "6.2.1 (L4T R36.4.4)"; None elsewhere."""
+    release = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text("/etc/nv_tegra_release") or "")
+    if release is None:
+        return None
+    exact = _output("dpkg-query", "--showformat=${Version}", "--show", "nvidia-jetpack").partition("+")[0]
+    about = f"about {_JETPACKS[release[1]]}" if release[1] in _JETPACKS else "of unknown version"
+    return f"{exact or about} (L4T R{release[1]}.{release[2]})"
 
 
 def _readers(nvml: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import environment
-from benchmarks.environment import ProcessorTime
+from runtime import environment
+from runtime.environment import ProcessorTime
 
 ARM = """\
 processor\t: 0
