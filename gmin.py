@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import accuracy, attribution, complexity, latency, report
+from benchmarks import accuracy, attribution, complexity, latency, quantizers, report
 from export import to_onnx
 from quantize import lint, ptq
 from runtime import infer
@@ -19,6 +19,7 @@ app.command("accuracy")(accuracy.main)
 app.command("complexity")(complexity.main)
 app.command("latency")(latency.main)
 app.command("attribution")(attribution.main)
+app.command("quantizers")(quantizers.main)
 app.command("report")(report.main)
 
 

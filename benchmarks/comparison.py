@@ -204,7 +204,7 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
     from benchmarks.complexity import complexity
     from benchmarks.environment import available_cores
     from benchmarks.exported import open_timed
-    from benchmarks.latency import Contestant, measure
+    from benchmarks.latency import WARM_UP, Contestant, measure
     from data.sets import image_set
 
     silent = True if quiet else None  # None: only on a terminal
@@ -229,9 +229,9 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
         for i in racing:
             timed = open_timed(wanted[i].spec or "", threads=threads)
             contestants.append(Contestant(stack.enter_context(closing(timed.engine)), wanted[i].label, timed.weights))
-        with tqdm(total=plan.rounds + 1, desc="timing", unit="round", leave=False, disable=silent) as bar:
+        with tqdm(total=plan.rounds + WARM_UP, desc="timing", unit="round", leave=False, disable=silent) as bar:
             times = measure(
-                contestants, plan.size, threads=threads, rounds=plan.rounds, warm_up=1, after_round=bar.update
+                contestants, plan.size, threads=threads, rounds=plan.rounds, warm_up=WARM_UP, after_round=bar.update
             )
     latency = dict(zip(racing, times, strict=True))
     names = sorted({entry.network for entry in wanted if entry.kind in ("file", "network")})
