@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import accuracy, attribution, complexity, device, latency, report
+from benchmarks import accuracy, attribution, complexity, device, latency, quantizers, report
 from export import to_onnx, to_tensorrt
 from quantize import lint, ptq
 from runtime import doctor, infer
@@ -22,6 +22,7 @@ app.command("complexity")(complexity.main)
 app.command("latency")(latency.main)
 app.command("device")(device.main)
 app.command("attribution")(attribution.main)
+app.command("quantizers")(quantizers.main)
 app.command("report")(report.main)
 
 

@@ -15,6 +15,7 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.complexity import Complexity
     from benchmarks.latency import Latency
+    from quantize.ptq import Target
     from runtime.engines.contract import EngineInfo
 
 SCALE = 4
@@ -26,7 +27,8 @@ ALIKE = 1.05
 LITTLE_TRAINED_DB = 0.1
 """A network this far below its published figure has not been trained as its paper trained it."""
 
-Kind = Literal["network", "file", "floor"]
+Kind = Literal["network", "file", "int8", "floor"]
+"""In FP32, ours or another; a shipped file; another network through our INT8 path; bicubic."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Entry:
     kind: Kind
     file: str | None = None
     """Name of the shipped file."""
+    target: Target | None = None
+    """Flavour of an INT8 file."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,13 @@ class Row:
     measured: dict[str, Score] = field(default_factory=dict)
     published: dict[str, PublishedScore] = field(default_factory=dict)
     drop_db: dict[str, float] = field(default_factory=dict)
-    """Of a file, against GMIN FP32 in ONNX Runtime."""
+    """Of a file, and of what went through our INT8 path: against the same network in FP32 in ONNX Runtime."""
     median_ms: float | None = None
     p90_ms: float | None = None
     ratio: float | None = None
     """Median over rounds of this time over that of GMIN FP32 in ONNX Runtime in the same round."""
+    target: Target | None = None
+    """Flavour of an INT8 file."""
 
     def difference(self, name: str) -> float | None:
         """Measured minus published PSNR on a set, where both are known."""
@@ -104,6 +110,8 @@ class Plan:
     threads: int | None = None
     quick: bool = False
     """Do not time networks whose weights are not here: they are counted and quoted only."""
+    int8: tuple[str, ...] = ()
+    """Those of ``networks`` that are quantized too, each in every flavour, by the path that GMIN takes."""
 
 
 QUICK = Plan(("lkdn_x4", "bsrn_x4", "hnct_x4"), ("Set5",), rounds=5, profile_runs=2, quick=True)
@@ -112,19 +120,28 @@ FULL = Plan(
     ("BSD100", "Set5", "Set14"),
     rounds=30,
     profile_runs=10,
+    int8=("lkdn_x4", "bsrn_x4", "hnct_x4"),
 )
 LABELS = {
     "gmin": "GMIN", "lkdn": "LKDN", "bsrn": "BSRN", "hnct": "HNCT", "rlfn": "RLFN", "efdn": "EFDN",
     "smfanet": "SMFANet", "smfanet_plus": "SMFANet+",
 }  # fmt: skip
-_FILES = (  # OpenVINO refuses the file for TensorRT: it would lose half a decibel there
-    ("GMIN FP32", "ort", "gmin_x4.onnx"),
-    ("GMIN INT8 for ONNX Runtime", "ort", "gmin_x4_int8_cpu.onnx"),
-    ("GMIN INT8 for TensorRT", "ort", "gmin_x4_int8.onnx"),
-    ("GMIN FP32", "openvino", "gmin_x4.onnx"),
-    ("GMIN FP32, computed in bf16", "openvino-bf16", "gmin_x4.onnx"),
-    ("GMIN INT8 for OpenVINO", "openvino", "gmin_x4_int8_openvino.onnx"),
+_FILES: tuple[tuple[str, str, str, Target | None], ...] = (
+    # OpenVINO refuses the file for TensorRT: it would lose half a decibel there
+    ("GMIN FP32", "ort", "gmin_x4.onnx", None),
+    ("GMIN INT8 for ONNX Runtime", "ort", "gmin_x4_int8_cpu.onnx", "cpu"),
+    ("GMIN INT8 for TensorRT", "ort", "gmin_x4_int8.onnx", "tensorrt"),
+    ("GMIN FP32", "openvino", "gmin_x4.onnx", None),
+    ("GMIN FP32, computed in bf16", "openvino-bf16", "gmin_x4.onnx", None),
+    ("GMIN INT8 for OpenVINO", "openvino", "gmin_x4_int8_openvino.onnx", "openvino"),
+    ("GMIN INT8 for OpenVINO, the rest in bf16", "openvino-bf16", "gmin_x4_int8_openvino.onnx", "openvino"),
 )
+TARGETS: dict[Target, tuple[str, str]] = {
+    "tensorrt": ("ort", "TensorRT"),
+    "cpu": ("ort", "ONNX Runtime"),
+    "openvino": ("openvino", "OpenVINO"),
+}
+"""Flavours: the back end that scores one on a CPU, and the library that it is for."""
 
 
 def label_of(network: str) -> str:
@@ -140,17 +157,32 @@ def entries(plan: Plan) -> list[Entry]:
     here = Path.cwd()  # reports are passed on: as little of this machine in them as can be
     folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
     files = [
-        Entry(label, "gmin_x4", f"{backend}:{folder / file}", "file", file)
-        for label, backend, file in _FILES
+        Entry(label, "gmin_x4", f"{backend}:{folder / file}", "file", file, target)
+        for label, backend, file, target in _FILES
         if installed(BACKENDS[backend]) and (MODELS / file).is_file()
     ]
     if not files or files[0].spec is None or not files[0].spec.startswith("ort:"):
         raise UserError("The report needs ONNX Runtime and the shipped models: pip install 'gmin-edge[report]'.")
+    present = {name: has_weights(name) for name in plan.networks}
     networks = [
-        Entry(label_of(name), name, None if plan.quick and not has_weights(name) else f"ort:{name}", "network")
-        for name in plan.networks
+        Entry(label_of(name), name, None if plan.quick and not there else f"ort:{name}", "network")
+        for name, there in present.items()
     ]
-    return [*files, *networks, Entry("Bicubic", "bicubic", "bicubic", "floor")]
+    from benchmarks.exported import ENDINGS
+
+    int8 = [
+        Entry(
+            f"{label_of(name)} INT8 for {library}",
+            name,
+            f"{backend}:{name}{ENDINGS[target]}" if present[name] else None,
+            "int8",
+            target=target,
+        )
+        for name in plan.int8
+        for target, (backend, library) in TARGETS.items()
+        if installed(BACKENDS[backend])
+    ]
+    return [*files, *networks, *int8, Entry("Bicubic", "bicubic", "bicubic", "floor")]
 
 
 def has_weights(name: str) -> bool:
@@ -171,7 +203,7 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
     from benchmarks.accuracy import score
     from benchmarks.complexity import complexity
     from benchmarks.exported import open_timed
-    from benchmarks.latency import Contestant, measure
+    from benchmarks.latency import WARM_UP, Contestant, measure
     from data.sets import image_set
     from runtime.environment import available_cores
 
@@ -189,20 +221,25 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
             infos[i], weights[i] = engine.info, timed.weights
             means = [score(engine, images)[0] for images in sets if timed.weights != RANDOM]
         scores[i] = {Path(mean.set).name: Score(mean.psnr_y_db, mean.ssim_y) for mean in means}
-    racing = [i for i in run if wanted[i].kind != "floor"]
+    racing = [
+        i for i in run if wanted[i].kind != "floor" and (wanted[i].kind, wanted[i].target) != ("int8", "tensorrt")
+    ]
     with ExitStack() as stack:
         contestants = []
         for i in racing:
             timed = open_timed(wanted[i].spec or "", threads=threads)
             contestants.append(Contestant(stack.enter_context(closing(timed.engine)), wanted[i].label, timed.weights))
-        with tqdm(total=plan.rounds + 1, desc="timing", unit="round", leave=False, disable=silent) as bar:
+        with tqdm(total=plan.rounds + WARM_UP, desc="timing", unit="round", leave=False, disable=silent) as bar:
             times = measure(
-                contestants, plan.size, threads=threads, rounds=plan.rounds, warm_up=1, after_round=bar.update
+                contestants, plan.size, threads=threads, rounds=plan.rounds, warm_up=WARM_UP, after_round=bar.update
             )
     latency = dict(zip(racing, times, strict=True))
-    names = sorted({entry.network for entry in wanted if entry.kind != "floor"})
+    names = sorted({entry.network for entry in wanted if entry.kind in ("file", "network")})
     counts = {name: complexity(name) for name in tqdm(names, "counting", leave=False, disable=silent)}
     printed = {entry.network: entry.scores for entry in published() if entry.network}
+    fp32: dict[str, dict[str, Score]] = {}
+    for i, entry in enumerate(wanted):
+        fp32.setdefault(entry.network, scores.get(i, {}))  # the first of a network is itself in ONNX Runtime
     rows = []
     for i, entry in enumerate(wanted):
         rows.append(
@@ -210,9 +247,9 @@ def measure_rows(plan: Plan, *, quiet: bool) -> list[Row]:
                 entry,
                 info=infos.get(i),
                 weights=weights.get(i, ABSENT),
-                count=counts.get(entry.network),
+                count=None if entry.kind == "int8" else counts.get(entry.network),
                 measured=scores.get(i, {}),
-                reference=scores[0],
+                reference=fp32[entry.network],
                 published=printed.get(entry.network, {}),
                 latency=latency.get(i),
             )
@@ -234,7 +271,7 @@ def _row(
     drop = {
         name: reference[name].psnr_y_db - score.psnr_y_db
         for name, score in measured.items()
-        if entry.kind == "file" and name in reference
+        if entry.kind in ("file", "int8") and name in reference
     }
     return Row(
         label=entry.label,
@@ -254,13 +291,14 @@ def _row(
         median_ms=latency.median_ms if latency else None,
         p90_ms=latency.p90_ms if latency else None,
         ratio=latency.ratio if latency else None,
+        target=entry.target,
     )
 
 
 def _remark(entry: Entry, weights: str, *, timed: bool) -> str:
-    if entry.kind != "network" or weights not in (RANDOM, ABSENT):
+    if entry.kind not in ("network", "int8") or weights not in (RANDOM, ABSENT):
         return ""
-    return f"{ABSENT}; timed with random ones, on which time does not depend" if timed else ABSENT
+    return f"{ABSENT}: timed with random ones" if timed else ABSENT
 
 
 def verdict(rows: Sequence[Row], name: str, *, gpu: bool = False) -> Verdict:

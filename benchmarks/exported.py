@@ -1,7 +1,8 @@
 """Engines to be timed: as ``benchmarks.engines``, and networks exported on the fly where a back end needs a file.
 
-``openvino:lkdn_x4`` is LKDN with its released weights, through the same export as GMIN, kept in the user's cache. Time
-does not depend on the weights: a network whose weights are not here is timed with random ones, and says so.
+``openvino:lkdn_x4`` is LKDN with its released weights, through the same export as GMIN, kept in the user's cache, and
+``ort:lkdn_x4_int8_cpu`` is that file through the same quantization, named as GMIN's shipped files are. Time does not
+depend on the weights: a network whose weights are not here is timed with random ones, and says so.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ from model.registry import describe, names
 from runtime.engines.contract import Engine
 from runtime.engines.opening import BACKENDS, MODELS, split_prefix
 from runtime.errors import UserError
+from runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from quantize.patches import Patches
+    from quantize.ptq import Target
+
 ROOT = Path(__file__).resolve().parents[1]
+CALIBRATION = 64
+"""Pictures of DIV2K that calibrate a network quantized on the fly, as ``quantize/ptq.py`` takes them."""
+ENDINGS: dict[Target, str] = {"tensorrt": "_int8", "cpu": "_int8_cpu", "openvino": "_int8_openvino"}
+"""What the name of an INT8 file ends in, by flavour."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,9 @@ def open_timed(spec: str, *, threads: int | None = None) -> Timed:
         UserError: as ``open_any``; missing weights of a registered network are no reason.
     """
     prefix, name = split_prefix(spec)
-    if prefix in BACKENDS and name in names() and not _shipped(name):
-        path, weights = exported(name)
+    network, target = flavour_of(name)
+    if prefix in BACKENDS and network in names() and not _shipped(name):
+        path, weights = quantized(network, target) if target else exported(network)
         engine = open_any(f"{prefix}:{path}", threads=threads)
         engine.info = replace(engine.info, engine=spec)
         return Timed(engine, weights)
@@ -50,6 +60,14 @@ def open_timed(spec: str, *, threads: int | None = None) -> Timed:
         model, weights = _with_weights(name)
         return Timed(TorchEngine(model, describe(name), engine=spec, threads=threads), weights)
     return Timed(open_any(spec, threads=threads), "as given")
+
+
+def flavour_of(name: str) -> tuple[str, Target | None]:
+    """``lkdn_x4_int8_cpu`` is ``lkdn_x4`` and "cpu"; a name without such an ending is a network in FP32."""
+    for target, ending in ENDINGS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending), target
+    return name, None
 
 
 def exported(name: str) -> tuple[Path, str]:
@@ -71,6 +89,37 @@ def exported(name: str) -> tuple[Path, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         model, label = _with_weights(name)
         export_onnx(model, path, describe(name))
+    return path, label
+
+
+def quantized(name: str, target: Target, patches: Patches | None = None) -> tuple[Path, str]:
+    """The INT8 file of a registered network in one flavour, made when it is first needed, and what its weights are.
+
+    Args:
+        name: of the network.
+        target: the flavour.
+        patches: what calibrates; None takes the pictures of DIV2K.
+
+    It is kept by the FP32 file (and so by weights and exporter), by the code that quantizes and by the pictures.
+
+    Raises:
+        UserError: the pictures are neither here nor to be fetched.
+    """
+    from quantize.patches import load_patches
+
+    source, label = exported(name)
+    chosen = patches or load_patches("DIV2K", describe(name).scale, CALIBRATION)
+    digest = hashlib.sha256(source.stem.encode())
+    for part in [*sorted(ROOT.glob("quantize/*.py")), *sorted(ROOT.glob("data/*.py")), *chosen.calibration]:
+        digest.update(part.read_bytes())
+    path = source.with_name(f"{name}{ENDINGS[target]}-{digest.hexdigest()[:16]}.onnx")
+    if not path.is_file():
+        from quantize.graph import read_onnx
+        from quantize.ptq import quantize_model
+
+        content = quantize_model(read_onnx(source), chosen, target=target).SerializeToString(deterministic=True)
+        with atomic_write(path) as stream:
+            stream.write(content)
     return path, label
 
 

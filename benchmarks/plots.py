@@ -17,7 +17,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 20, 16, 50
 _FONT = 13
 _MARK = 5.5
 
+_CROSSING = 400.0
+"""What a leader through a label costs (through another leader 0.3 of it), in square pixels of covered mark."""
+_ROUNDS = 4
+
 Status = Literal["measured", "published"]
+_Line = tuple[float, float, float, float]
+"""x and y of both ends."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,38 @@ def scatter(points: Sequence[Point], *, title: str, x_label: str, y_label: str) 
         kind = f"mark {p.status}{' ours' if p.ours else ''}"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{_MARK}"/>')
     for (p, x, y), box in zip(placed, _label_boxes(placed), strict=True):
-        near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-        if math.hypot(near_x - x, near_y - y) > 2 * _MARK + 2:
-            parts.append(_line("leader", x, y, near_x, near_y))
+        if leader := _leader(x, y, box):
+            parts.append(_line("leader", *leader))
         parts.append(_text(_name(p), box.left, box.bottom - 4, "start", "name ours" if p.ours else "name"))
     return "".join([*parts, "</svg>"])
+
+
+def sheet(plots: Sequence[tuple[str, str]], *, style: str, note: str) -> str:
+    """Plots side by side as one SVG file that carries its style: for pages that show it as a picture.
+
+    Args:
+        plots: titles, and ``<svg>`` elements as ``scatter`` gives them.
+        style: the style sheet of the plots.
+        note: one line below them.
+
+    Raises:
+        ValueError: there is no plot.
+    """
+    if not plots:
+        raise ValueError("nothing to show")
+    width, height = WIDTH * len(plots), HEIGHT + 62
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif">',
+        f"<style>{escape(style)}</style>",
+        f'<rect class="sheet" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>',
+    ]
+    for i, (title, plot) in enumerate(plots):
+        place = f'<svg x="{WIDTH * i}" y="32" width="{WIDTH}" height="{HEIGHT}"'
+        parts.append(_text(title, WIDTH * i + 18, 25, "start", "title"))
+        parts.append(plot.replace("<svg", place, 1))
+    parts.append(_text(note, 18, height - 12, "start", "tick"))
+    return "".join([*parts, "</svg>\n"])
 
 
 def _name(point: Point) -> str:
@@ -110,21 +143,63 @@ def _name(point: Point) -> str:
 
 
 def _label_boxes(placed: Sequence[tuple[Point, float, float]]) -> list[_Box]:
-    """Where each label stands: near its mark, where it covers least of the marks and of the labels before it."""
-    taken = [_Box(x - _MARK - 1, y - _MARK - 1, x + _MARK + 1, y + _MARK + 1) for _, x, y in placed]
+    """Where each label stands: near its mark, covering as little as can be of marks and other labels.
+
+    One after the other, then each again, knowing where all the others are.
+    """
+    marks = [_Box(x - _MARK - 1, y - _MARK - 1, x + _MARK + 1, y + _MARK + 1) for _, x, y in placed]
     inside = _Box(_LEFT, 0, WIDTH, HEIGHT - _BOTTOM)
-    boxes = []
-    for point, x, y in placed:
-        length = (0.64 if point.ours else 0.58) * _FONT * len(_name(point))
+    boxes: dict[int, _Box] = {}
+    leaders: dict[int, _Line] = {}
+    for _ in range(_ROUNDS):
+        for i, (point, x, y) in enumerate(placed):
+            length = (0.64 if point.ours else 0.58) * _FONT * len(_name(point))
+            boxes.pop(i, None)
+            leaders.pop(i, None)
 
-        def cost(box: _Box) -> float:
-            area = (box.right - box.left) * (box.bottom - box.top)
-            return round(sum(box.overlap(other) for other in taken) + 4 * (area - box.overlap(inside)), 3)
+            def cost(box: _Box, x: float = x, y: float = y) -> float:
+                area = (box.right - box.left) * (box.bottom - box.top)
+                leader = _leader(x, y, box)
+                crossings: float = sum(_crosses(line, box) for line in leaders.values())
+                if leader:
+                    crossings += sum(_crosses(leader, other) for other in boxes.values())
+                    crossings += 0.3 * sum(_meet(leader, line) for line in leaders.values())
+                covered = sum(map(box.overlap, marks)) + 8 * sum(map(box.overlap, boxes.values()))
+                return round(covered + 4 * (area - box.overlap(inside)) + _CROSSING * crossings, 3)
 
-        best = min(_around(x, y, length), key=cost)  # the first of equals is the nearest
-        taken.append(best)
-        boxes.append(best)
-    return boxes
+            boxes[i] = min(_around(x, y, length), key=cost)  # the first of equals is the nearest
+            if leader := _leader(x, y, boxes[i]):
+                leaders[i] = leader
+    return [boxes[i] for i in range(len(placed))]
+
+
+def _leader(x: float, y: float, box: _Box) -> _Line | None:
+    """The line from a mark to its label, or None where that stands near enough to need none."""
+    near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+    return (x, y, near_x, near_y) if math.hypot(near_x - x, near_y - y) > 2 * _MARK + 2 else None
+
+
+def _crosses(line: _Line, box: _Box) -> bool:
+    x1, y1, x2, y2 = line
+    enter, leave = 0.0, 1.0  # the part of the line that is inside
+    for start, step, low, high in ((x1, x2 - x1, box.left, box.right), (y1, y2 - y1, box.top, box.bottom)):
+        if step == 0:
+            if not low < start < high:
+                return False
+            continue
+        first, last = sorted(((low - start) / step, (high - start) / step))
+        enter, leave = max(enter, first), min(leave, last)
+    return leave - enter > 1e-9
+
+
+def _meet(a: _Line, b: _Line) -> bool:
+    """Whether two lines cross: the ends of each lie on both sides of the other."""
+
+    def side(line: _Line, x: float, y: float) -> float:
+        x1, y1, x2, y2 = line
+        return (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
+
+    return side(a, *b[:2]) * side(a, *b[2:]) < 0 and side(b, *a[:2]) * side(b, *a[2:]) < 0
 
 
 def _around(x: float, y: float, length: float) -> Iterator[_Box]:
@@ -137,6 +212,10 @@ def _around(x: float, y: float, length: float) -> Iterator[_Box]:
             (x - length / 2, y + gap + distance),
             (x + gap, y - high / 2 + distance),
             (x - gap - length, y - high / 2 + distance),
+            (x + gap + distance, y - high / 2 - distance),
+            (x - gap - length - distance, y - high / 2 - distance),
+            (x + gap + distance, y - high / 2 + distance),
+            (x - gap - length - distance, y - high / 2 + distance),
         ):
             yield _Box(left, top, left + length, top + high)
 

@@ -2,6 +2,8 @@
 
 python benchmarks/report.py -o out/report
 python benchmarks/report.py -o out/report --quick
+python benchmarks/report.py -o out/report --readme README.md
+python benchmarks/report.py --from docs/comparison.json --readme README.md
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if not __package__:  # started as a file: import from the repository, not from t
 
 import typer
 
-from benchmarks.comparison import FULL, QUICK, SCALE, Plan, Row, Verdict
+from benchmarks.comparison import FULL, QUICK, SCALE, TARGETS, Plan, Row, Verdict, label_of
 from benchmarks.protocol import size_from_text
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
 from runtime.errors import UserError
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
     from benchmarks.pictures import Crop, Shown
     from benchmarks.plots import Point
     from benchmarks.published import Published
+    from quantize.ptq import Target
     from runtime.environment import Environment
 
 _HERE = Path(__file__).parent
 PHOTO = _HERE.parent / "data/chelsea.png"
 """Ours to show (CC0), so that a report can be published as it is; pictures of the benchmark sets could not."""
+PLOT_STYLE = _HERE / "plots.css"
+SCHEMA = 2
+"""2 has what other networks lose in INT8, and GMIN's weights."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Report:
     environment: Environment
     protocol: dict[str, str]
     warnings: tuple[str, ...]
+    weights: str
+    """Which weights GMIN had: part of the checkpoint's SHA-256."""
 
 
 def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
@@ -119,6 +127,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
         )
         if noisy
         else (),
+        weights=_checkpoint(MODELS / "gmin_x4.onnx"),
     )
 
 
@@ -145,7 +154,7 @@ def compare_pictures(files: Sequence[Row], name: str, threads: int) -> tuple[lis
         with closing(open_any(spec, SCALE, threads=threads)) as engine:
             return from_batch(engine.infer(batch))
 
-    eights = [row for row in files if (row.precision or "").startswith("int8") and row.engine]
+    eights = [row for row in files if row.target and row.engine and "bf16" not in row.label]
     bicubic, fp32 = through("bicubic"), through(files[0].engine or "")
     int8 = {_int8_label(row): row for row in eights}
     results = {label: through(row.engine or "") for label, row in int8.items()}
@@ -181,23 +190,22 @@ def render(report: Report) -> tuple[str, str]:
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
     )
-    templates.filters |= {
-        "thousands": _thousands,
-        "signed": _signed,
-        "positive_zero": lambda value: round(value, 3) + 0.0,
-    }
-    style, script = ((_HERE / f"report.{kind}").read_text() for kind in ("css", "js"))
+    templates.filters |= FILTERS
+    style = PLOT_STYLE.read_text() + (_HERE / "report.css").read_text()
+    script = (_HERE / "report.js").read_text()
 
     def allowed(text: str) -> str:
         return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
     context = {
         "report": report,
-        "date": _date(report.environment.date),
+        "date": date_of(report.environment.date),
         "scale": SCALE,
         "main_set": report.sets[0],
         "networks": network_rows(report),
         "files": [row for row in report.rows if row.kind == "file"],
+        "targets": list(TARGETS.items()),
+        "int8": int8_lines(report),
         "plots": [(title, Markup(svg)) for title, svg in plots(report)],  # noqa: S704 - built here, text escaped there
         "layers": layer_table(report.profiles),
         "environment": _environment_lines(report.environment),
@@ -219,7 +227,36 @@ def network_rows(report: Report) -> list[Row]:
 
     remark = "weights as shipped, little trained" if training_remarks(report.rows, report.sets[0]) else ""
     ours = replace(report.rows[0], label="GMIN", remark=remark)
-    return [ours, *(row for row in report.rows if row.kind != "file")]
+    return [ours, *(row for row in report.rows if row.kind in ("network", "floor"))]
+
+
+def int8_lines(report: Report) -> list[dict[str, Any]]:
+    """The table of other networks through the same INT8 path: a label, and what to say of each flavour.
+
+    Empty where none was quantized. The first line is GMIN, to compare with.
+    """
+    name = report.sets[0]
+    plain = {row.network: row for row in network_rows(report)}
+    others = [row.network for row in report.rows if row.kind == "int8"]
+    tried = {(row.network, row.target, (row.engine or "").split(":")[0]): row for row in report.rows if row.target}
+
+    def cell(network: str, target: Target, backend: str) -> str:
+        row = tried.get((network, target, backend)) or tried.get((network, target, ""))
+        if row is None or name not in row.drop_db:
+            return row.remark if row else "–"
+        text, base = f"{round(row.drop_db[name], 3) + 0.0:.3f} dB", plain.get(network)
+        if target != "tensorrt" and row.ratio and base and base.ratio:
+            text += f", ×{base.ratio / row.ratio:.2f}"
+        return text
+
+    return [
+        {
+            "label": label_of(network),
+            "network": network,
+            "cells": [cell(network, target, backend) for target, (backend, _) in TARGETS.items()],
+        }
+        for network in dict.fromkeys(["gmin_x4", *others] if others else [])
+    ]
 
 
 def plots(report: Report) -> list[tuple[str, str]]:
@@ -295,7 +332,56 @@ def as_json(report: Report) -> dict[str, Any]:
     for slider in content["sliders"]:
         for side in ("left", "right"):
             slider[side] = {key: slider[side][key] for key in ("label", "psnr_y_db")}
-    return {"schema": 1, **content}
+    return {"schema": SCHEMA, **content}
+
+
+def from_json(path: Path) -> Report:
+    """A report as ``as_json`` wrote it: everything but the pictures.
+
+    Raises:
+        UserError: the file is missing, or no report of this version.
+    """
+    import json
+
+    from benchmarks.comparison import Score
+    from benchmarks.published import PublishedScore, published
+    from runtime.environment import Environment
+
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON.") from error
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise UserError(f"{path} is no report.json of this version: measure again.")
+    try:
+        verdict = Verdict(**content["verdict"] | {"remarks": tuple(content["verdict"]["remarks"])})
+        rows = tuple(
+            Row(
+                **row
+                | {
+                    "measured": {name: Score(**score) for name, score in row["measured"].items()},
+                    "published": {name: PublishedScore(**score) for name, score in row["published"].items()},
+                }
+            )
+            for row in content["rows"]
+        )
+        kept = {name: content[name] for name in ("command", "quick", "size", "rounds", "protocol", "weights")}
+        return Report(
+            **kept,
+            sets=tuple(content["sets"]),
+            verdict=verdict,
+            rows=rows,
+            published=tuple(published()),
+            profiles=(),
+            sliders=(),
+            crops=(),
+            environment=Environment(**content["environment"]),
+            warnings=tuple(content["warnings"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no report.json of this version: measure again.") from error
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -320,11 +406,11 @@ def _int8_label(row: Row) -> str:
 def _short(row: Row) -> str:
     """A file in its engine, short enough for a plot."""
     engine = (row.backend or "").split()[0].replace("ONNX", "ORT")
-    kind = "bf16" if "bf16" in row.label else "INT8" if "INT8" in row.label else "FP32"
-    return f"{kind}, {engine}"
+    kinds = [kind for kind in ("INT8", "bf16") if kind in row.label] or ["FP32"]
+    return f"{' + '.join(kinds)}, {engine}"
 
 
-def _date(text: str) -> str:
+def date_of(text: str) -> str:
     from datetime import datetime
 
     return f"{datetime.fromisoformat(text):%Y-%m-%d, %H:%M} UTC"
@@ -336,6 +422,18 @@ def _thousands(value: int | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+FILTERS = {"thousands": _thousands, "signed": _signed, "positive_zero": lambda value: round(value, 3) + 0.0}
+"""How templates write numbers."""
+
+
+def _checkpoint(path: Path) -> str:
+    """Which weights an exported file holds, in words."""
+    import onnx
+
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return f"SHA-256 {properties.get('gmin.checkpoint_sha256', 'not told')[:12]}"
 
 
 def _environment_lines(environment: Environment) -> list[tuple[str, str]]:
@@ -388,12 +486,27 @@ def main(
         int | None, typer.Option(min=1, help="Threads of one inference. Default: all cores of this process.")
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Timed runs of each engine. Default: 30, quick 5.")] = None,
+    int8: Annotated[
+        bool | None,
+        typer.Option(help="Quantize the other networks too. Default: LKDN, BSRN and HNCT, with --quick none."),
+    ] = None,
+    readme: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put tables and verdict between the markers in this Markdown file, the figure and the JSON into docs/ "
+            "beside it."
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing: take a report.json. Only with --readme.")
+    ] = None,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure everything and write one page that says which file to ship, and why."""
     import importlib.util
 
+    from benchmarks.readme import check_readme, update_readme
     from model.registry import describe
 
     for library in ("jinja2", "torch"):
@@ -402,10 +515,20 @@ def main(
     for name in networks or []:
         if describe(name).scale != SCALE:
             raise UserError(f"{name} upscales by {describe(name).scale}; the report compares networks for x{SCALE}.")
+    if readme is not None:
+        check_readme(readme)
+    if source is not None:
+        if readme is None:
+            raise UserError("A report.json holds no pictures: --from works with --readme only.")
+        update_readme(from_json(source), readme)
+        say(f"{readme}: from {source}", quiet=quiet, json_target=json_target)
+        return
     plan = QUICK if quick else FULL
+    compared = tuple(networks or plan.networks)
     plan = replace(
         plan,
-        networks=tuple(networks or plan.networks),
+        networks=compared,
+        int8=tuple(name for name in compared if (name in plan.int8 if int8 is None else int8)),
         sets=tuple(sets or plan.sets),
         size=size_from_text(size) if size else plan.size,
         threads=threads,
@@ -417,6 +540,8 @@ def main(
         raise UserError(f"Cannot write into {output}: {error.strerror}.") from error
     report = make_report(plan, command=_command(), quiet=quiet)
     page = write_report(report, output)
+    if readme is not None:
+        update_readme(report, readme)
     write_json(as_json(report), json_target)
     remarks = "\n".join(f"- {remark}" for remark in report.verdict.remarks)
     say(f"{report.verdict.sentence}\n{remarks}\n{page}", quiet=quiet, json_target=json_target)

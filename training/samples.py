@@ -90,7 +90,7 @@ def lr_counterpart(path: Path, *, data: Path, lr_data: Path, scale: int) -> Path
 
 
 def cache_name(path: Path) -> str:
-    """A file name for what is made of ``path``: of its name, size and first 64 KiB, which a copy of the folder keeps."""
+    """A file name for what is made of ``path``: of its name, size and first 64 KiB, which copies keep."""
     with path.open("rb") as stream:
         start = stream.read(1 << 16)
     return hashlib.sha256(f"{path.name}\0{path.stat().st_size}\0".encode() + start).hexdigest()[:24]

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.plots import HEIGHT, WIDTH, Point, scatter, ticks
+from benchmarks.plots import HEIGHT, WIDTH, Point, scatter, sheet, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 CROWD = [Point(f"network {i}", 20 + 0.2 * i, 27.6 + 0.01 * i) for i in range(6)]
@@ -62,3 +62,31 @@ def test_names_are_escaped() -> None:
 def test_nothing_cannot_be_plotted() -> None:
     with pytest.raises(ValueError, match="nothing to plot"):
         drawn([])
+
+
+def test_no_leader_goes_through_a_label() -> None:
+    """Ten networks, eight of them much alike: labels must move away from their marks."""
+    alike = [Point(f"network {i}", 20 + 0.4 * i, 27.6 + 0.01 * (i % 3)) for i in range(8)]
+    root = drawn([Point("better", 10, 28), Point("worse", 40, 27), *alike])
+    leaders = [line for line in root.findall("line") if line.get("class") == "leader"]
+    assert leaders
+    boxes = [
+        (float(t.get("x")), float(t.get("y")) - 12, 6 * len(t.text), 14)
+        for t in root.findall("text")
+        if t.get("class") == "name"
+    ]
+    for line in leaders:
+        x1, y1, x2, y2 = (float(line.get(key)) for key in ("x1", "y1", "x2", "y2"))
+        for t in range(1, 20):
+            x, y = x1 + t / 20 * (x2 - x1), y1 + t / 20 * (y2 - y1)
+            assert not any(u < x < u + wide and v < y < v + high for u, v, wide, high in boxes)
+
+
+def test_a_sheet_holds_plots_side_by_side() -> None:
+    plot = scatter(CROWD, title="t", x_label="x", y_label="y")
+    root = ElementTree.fromstring(sheet([("left", plot), ("a < b", plot)], style=".plot { fill: red; }", note="<n>"))
+    inner = root.findall(f"{SVG}svg")
+    assert [part.get("x") for part in inner] == ["0", str(WIDTH)]
+    assert float(root.get("width")) == 2 * WIDTH
+    texts = [text.text for text in root.findall(f"{SVG}text")]
+    assert texts == ["left", "a < b", "<n>"]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -18,8 +19,10 @@ from benchmarks.comparison import ACCEPTED_DROP_DB, QUICK, Row, Score, choose, e
 from benchmarks.layers import LayerProfile, LayerTime
 from benchmarks.pictures import Shown, crops, data_address
 from benchmarks.published import Published, PublishedScore
-from benchmarks.report import Report, Slider, as_json, network_rows, render, write_report
+from benchmarks.readme import BEGIN, END, block, check_readme, figure, update_readme
+from benchmarks.report import Report, Slider, as_json, from_json, int8_lines, network_rows, render, write_report
 from runtime.environment import Environment
+from runtime.errors import UserError
 from tests.benchmarks.chromium import Page, installed
 from tests.conftest import ROOT, Script
 
@@ -27,9 +30,13 @@ PAPER = PublishedScore(27.67, None)
 ORT, OPENVINO = "ONNX Runtime 9.9.9, CPU", "OpenVINO 9.9, CPU (f32)"
 
 
+TARGETS = {"gmin_x4_int8.onnx": "tensorrt", "gmin_x4_int8_cpu.onnx": "cpu", "gmin_x4_int8_openvino.onnx": "openvino"}
+
+
 def file_row(label: str, backend: str, file: str, *, ms: float, drop: float, base: float = 100.0) -> Row:
     return Row(
-        label=label, network="gmin_x4", kind="file", engine=f"made-up:{file}", file=file, backend=backend,
+        label=label, network="gmin_x4", kind="file", file=file, backend=backend, target=TARGETS.get(file),
+        engine=f"{'openvino' if backend == OPENVINO else 'ort'}:{file}",
         precision="int8-cpu" if "INT8" in label else "fp32", parameters=300_992, macs=17_010_000_000,
         flops=34_020_000_000, measured={"Set5": Score(30.8 - drop, 0.87)}, published={"BSD100": PAPER},
         drop_db={"Set5": drop}, median_ms=ms, p90_ms=1.1 * ms, ratio=ms / base,
@@ -43,6 +50,15 @@ def network_row(label: str, psnr: float | None, published: float, *, ms: float |
         measured={} if psnr is None else {"Set5": Score(psnr, 0.8979)},
         published={"Set5": PublishedScore(published, 0.8979)},
         median_ms=ms, p90_ms=ms, ratio=None if ms is None else ms / 100,
+    )  # fmt: skip
+
+
+def int8_row(label: str, drop: float | None, *, ratio: float | None = None) -> Row:
+    return Row(
+        label=f"{label} INT8 for ONNX Runtime", network=f"{label.lower()}_x4", kind="int8", target="cpu", file=None,
+        engine=None if drop is None else f"ort:{label.lower()}_x4_int8_cpu", backend=ORT, precision="int8-cpu",
+        remark="weights not present" if drop is None else "", ratio=ratio,
+        measured={} if drop is None else {"Set5": Score(32.0, 0.89)}, drop_db={} if drop is None else {"Set5": drop},
     )  # fmt: skip
 
 
@@ -112,7 +128,8 @@ def report(photo: np.ndarray) -> Report:
     versions = {"INT8 for OpenVINO": np.clip(soft.astype(int) + 2, 0, 255).astype(np.uint8)}
     right = Shown("INT8 for OpenVINO", data_address(versions["INT8 for OpenVINO"]), 30.1)
     hnct = network_row("HNCT", None, 32.31, remark="weights not present")
-    rows = (*FILES, LKDN, network_row("<b>net & co</b>", 31.0, 31.5, ms=90), hnct)
+    int8 = (int8_row("LKDN", 0.0825, ratio=0.65), int8_row("HNCT", None))
+    rows = (*FILES, LKDN, network_row("<b>net & co</b>", 31.0, 31.5, ms=90), hnct, *int8)
     profiles = tuple(
         LayerProfile(name, ORT, "320x180", 2, 3, 30.0, (LayerTime("convolution 1×1", (kind,), 37, 30.0),))
         for name, kind in (("gmin_x4.onnx", "Conv"), ("gmin_x4_int8_cpu.onnx", "QLinearConv"))
@@ -132,7 +149,7 @@ def report(photo: np.ndarray) -> Report:
             clock_mhz=None, highest_clock_mhz=None, governor=None, power_mode=None, accelerators=[], memory_gb=1.0,
             system="none", python="3.x", libraries={"numpy": "0"},
         ),
-        protocol={"Quality": "as papers"}, warnings=("The machine was busy.",),
+        protocol={"Quality": "as papers"}, warnings=("The machine was busy.",), weights="SHA-256 made up",
     )  # fmt: skip
 
 
@@ -177,12 +194,92 @@ def test_what_is_absent_is_said_beside_what_is_published(report: Report) -> None
 
 def test_markdown_tables_are_whole(report: Report) -> None:
     _, markdown = render(report)
-    tables = [block for block in markdown.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 3
-    for block in tables:
-        assert len({line.count("|") for line in block.splitlines()}) == 1
+    tables = [part for part in markdown.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 4
+    for part in tables:
+        assert len({line.count("|") for line in part.splitlines()}) == 1
     assert report.verdict.sentence in markdown
     assert "LKDN | 321 992 | 18.22 | 36.44 | 32.39 | 32.39 | +0.00 |".replace("321 ", "321\u202f") in markdown
+
+
+def test_other_networks_in_int8_are_held_against_themselves(report: Report) -> None:
+    assert [(line["label"], line["cells"][1]) for line in int8_lines(report)] == [
+        ("GMIN", "0.050 dB, ×1.43"),
+        ("LKDN", "0.083 dB, ×2.00"),
+        ("HNCT", "weights not present"),
+    ]
+    page, markdown = render(report)
+    assert "0.083 dB, ×2.00" in page
+    assert "| HNCT | – | weights not present | – |" in markdown
+    assert int8_lines(replace(report, rows=tuple(row for row in report.rows if row.kind != "int8"))) == []
+
+
+def test_a_report_comes_back_from_its_json(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    again = from_json(tmp_path / "report.json")
+    assert (again.rows, again.verdict, again.environment) == (report.rows, report.verdict, report.environment)
+    assert block(again) == block(report)
+    assert figure(again) == figure(report)
+
+
+def test_the_readme_is_changed_between_the_markers_only(report: Report, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    update_readme(report, readme)
+    text = readme.read_text()
+    assert text.startswith(f"# Before\n\n{BEGIN}\n")
+    assert text.endswith(f"{END}\n\nafter\n")
+    assert "old" not in text
+    assert report.verdict.sentence in text
+    assert "2026-01-02, 03:04 UTC on a made-up processor, 2 threads" in text
+    assert "GMIN's weights: SHA-256 made up" in text
+    assert "little trained" in next(line for line in text.splitlines() if line.startswith("| GMIN"))
+    for part in text.split("\n\n"):
+        if part.startswith("|"):
+            assert len({line.count("|") for line in part.strip().splitlines()}) == 1
+    update_readme(from_json(tmp_path / "docs/comparison.json"), readme)
+    assert readme.read_text() == text
+
+
+def test_the_figure_stands_alone(report: Report) -> None:
+    text = figure(report)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme: dark" in text
+    assert "<b>" not in text
+    assert not re.search(r"(?:href|src|url\()", text)
+
+
+def test_the_readme_holds_what_was_measured() -> None:
+    """Nobody edits figures by hand: --from docs/comparison.json --readme README.md would change nothing."""
+    report = from_json(ROOT / "docs/comparison.json")
+    assert f"{BEGIN}\n\n{block(report)}\n{END}" in (ROOT / "README.md").read_text()
+    assert (ROOT / "docs/images/comparison.svg").read_text() == figure(report)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Cannot read"),
+        ("no json", "is no JSON"),
+        ('{"schema": 1}', "no report.json of this version"),
+        ('{"schema": 2, "rows": 3}', "no report.json of this version"),
+    ],
+)
+def test_other_files_are_no_report(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        from_json(path)
+
+
+@pytest.mark.parametrize("text", ["nothing", f"{END} {BEGIN}", f"{BEGIN} {BEGIN} {END}"])
+def test_a_readme_without_its_markers_is_refused_before_anything_is_measured(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UserError, match="needs two lines"):
+        check_readme(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == text
 
 
 def test_json_is_strict_and_without_pictures(report: Report, tmp_path: Path) -> None:
@@ -298,6 +395,8 @@ def test_script_measures_and_writes(script: Script, patch_folder: Path, tmp_path
         (["--size", "big"], "is no size"),
         (["-o", ROOT / "README.md"], "Cannot write into"),
         (["--set", "nowhere"], "neither a folder nor one of"),
+        (["--from", "a.json"], "works with --readme only"),
+        (["--readme", "SECURITY.md"], "needs two lines"),
     ],
 )
 def test_mistakes_end_with_one_sentence(script: Script, tmp_path: Path, arguments: list[object], message: str) -> None:
