@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CALIBRATION = 64
 """Pictures of DIV2K that calibrate a network quantized on the fly, as ``quantize/ptq.py`` takes them."""
+MAX_DROP_DB = 0.05
+"""Layers of a network quantized on the fly stay float until it loses no more than this on those pictures."""
 ENDINGS: dict[Target, str] = {"tensorrt": "_int8", "cpu": "_int8_cpu", "openvino": "_int8_openvino"}
 """What the name of an INT8 file ends in, by flavour."""
 
@@ -115,9 +117,13 @@ def quantized(name: str, target: Target, patches: Patches | None = None) -> tupl
     path = source.with_name(f"{name}{ENDINGS[target]}-{digest.hexdigest()[:16]}.onnx")
     if not path.is_file():
         from quantize.graph import read_onnx
-        from quantize.ptq import quantize_model
+        from quantize.plan import make_plan
+        from quantize.ptq import improve
 
-        content = quantize_model(read_onnx(source), chosen, target=target).SerializeToString(deterministic=True)
+        plan = make_plan(read_onnx(source), chosen, target=target)
+        # random weights have no quality to lose
+        plan, found = improve(plan, chosen, max_drop=None if label == RANDOM else MAX_DROP_DB)
+        content = plan.build(found.floats if found else ()).SerializeToString(deterministic=True)
         with atomic_write(path) as stream:
             stream.write(content)
     return path, label

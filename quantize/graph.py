@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from runtime.errors import UserError
 
@@ -107,6 +107,23 @@ def statistics_nodes(model: ModelProto) -> list[NodeProto]:
             found.append(node)
             computed.update(node.output)
     return found
+
+
+def before_channel_norms(model: ModelProto) -> list[NodeProto]:
+    """The convolutions whose result is normalised over the channels of each pixel (LKDN's pixel norm).
+
+    The norm hides their magnitude, which then differs from pixel to pixel and from picture to picture by orders: no
+    range that calibration saw is safe for what they read.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    normed = set()
+    for node in model.graph.node:
+        axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+        if axes is None and len(node.input) > 1 and node.input[1] in constants:
+            axes = [int(axis) for axis in constants[node.input[1]].ravel()]
+        if node.op_type == "ReduceMean" and axes == [1]:
+            normed.add(node.input[0])
+    return [node for node in convolutions(model) if node.output[0] in normed]
 
 
 def float_tensors(model: ModelProto) -> set[str]:

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from quantize.calibration import TensorStatistics, collect_statistics
 from quantize.equalization import equalize
-from quantize.graph import convolutions, dense, float_tensors, statistics_nodes, sums_before, tail
+from quantize.graph import before_channel_norms, convolutions, dense, float_tensors, statistics_nodes, sums_before, tail
 from quantize.passes import LEVEL, centre_input_on_levels, drop_idle_clips, insert_centred_input
 from quantize.placement import Affine, insert_qdq
 from quantize.ranges import Method, choose_range, scale_and_zero_point
@@ -92,7 +92,8 @@ def make_plan(
     if equalized:
         equalize(prepared, patches.batches())
     last = tail(prepared) if float_tail else []
-    kept_float = {node.name for node in (*last, *sums_before(prepared, last), *statistics_nodes(prepared))}
+    apart = (*sums_before(prepared, last), *statistics_nodes(prepared), *before_channel_norms(prepared))
+    kept_float = {node.name for node in (*last, *apart)}
     eligible = dense(prepared) if target == "openvino" else convolutions(prepared)
     quantized = {node.name for node in eligible} - kept_float
     everywhere = target == "cpu"
