@@ -75,7 +75,7 @@ def improve(
     *,
     effort: Effort = "fast",
     max_drop: float | None = None,
-    steps: int = 150,
+    steps: int = 100,
     state: Path | None = None,
     timed: bool = False,
     quiet: bool = True,
