@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.engines.contract import Engine
 
 Device = Literal["auto", "cpu", "cuda"]
+TilingMode = Literal["fast", "exact"]
 
 app = new_app("Upscale pictures.")
 
@@ -47,11 +48,15 @@ def main(
         int | None, typer.Option(min=0, help="Side of a tile in pixels of the input; 0 never tiles. Default: by size.")
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Pixels of the input that neighbouring tiles share.")] = 32,
+    tiling: Annotated[
+        TilingMode,
+        typer.Option(help="exact: the pixels of the whole picture, for several times the time; fast: nearly them."),
+    ] = "fast",
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Upscale pictures. A picture that fails does not stop the others; the exit code is 3 then."""
-    if tile is not None and 0 < tile <= overlap:
+    if tiling == "fast" and tile is not None and 0 < tile <= overlap:
         raise UserError(f"--tile {tile} must be larger than --overlap {overlap}.")
     for image in images:
         if not image.is_file():
@@ -67,7 +72,7 @@ def main(
             quiet=quiet, json_target=json_target)  # fmt: skip
         results = []
         for image, target in zip(images, targets, strict=True):
-            results.append(_one(opened, image, target, tile, overlap, quiet=quiet or json_target == "-"))
+            results.append(_one(opened, image, target, tile, overlap, tiling, quiet=quiet or json_target == "-"))
             say(_sentence(results[-1]), quiet=quiet, json_target=json_target)
     failed = [result for result in results if "error" in result]
     payload = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load, "results": results}
@@ -80,7 +85,9 @@ def main(
         raise SystemExit(2 if len(failed) == len(images) else 3)
 
 
-def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: int, *, quiet: bool) -> dict[str, Any]:
+def _one(
+    engine: Engine, image: Path, target: Path, tile: int | None, overlap: int, tiling: TilingMode, *, quiet: bool
+) -> dict[str, Any]:
     from tqdm import tqdm
 
     from runtime.images import check_output_format, read_picture, write_picture
@@ -97,7 +104,7 @@ def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: i
                 bar.total = total
                 bar.update(done - bar.n)
 
-            result = upscale(engine, picture, tile=tile, overlap=overlap, progress=progress)
+            result = upscale(engine, picture, tile=tile, overlap=overlap, tiling=tiling, progress=progress)
         started = time.perf_counter()
         write_picture(target, result.picture)
         result.seconds.load += read
@@ -151,7 +158,11 @@ def _sentence(result: dict[str, Any]) -> str:
         return f"{result['input']}: failed"
     seconds = result["seconds"]
     tiles = "whole" if result["tiles"] == 1 else f"{result['tiles']} tiles of {result['tile']}"
-    exact = "exact" if result["exact"] else "approximate: this network sees the whole picture, or further than a tile"
+    exact = (
+        "exact"
+        if result["exact"]
+        else "approximate: this network sees the whole picture, or further than a tile; --tiling exact is not"
+    )
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
     return f"{result['output']}: {result['width']}x{result['height']}, {tiles} ({exact}); {times}"
 

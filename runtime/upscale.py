@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from runtime.engines.contract import Engine
+from runtime.engines.contract import Batch, CuttableEngine, Engine
 from runtime.errors import UserError
+from runtime.global_means import MeanGraphs, take_apart
 from runtime.images import Picture, Pixels
-from runtime.tiles import Tiling, plan_tiles, ramps
+from runtime.onnx_file import read_onnx
+from runtime.rows import Counter, Progress, Read, Seconds, blended_rows, collect_means, cut_rows
+from runtime.tiles import Tiling, plan_tiles
 
 WHOLE_PIXELS = 512 * 512
 """LR pixels up to which a picture goes through the engine in one piece by default."""
 DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
 
-Progress = Callable[[int, int], None]
-"""Called with (tiles done, tiles in all)."""
-
-
-@dataclass
-class Seconds:
-    """Time by stage, in seconds."""
-
-    load: float = 0.0
-    preprocess: float = 0.0
-    inference: float = 0.0
-    postprocess: float = 0.0
+TilingMode = Literal["fast", "exact"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,7 @@ def upscale(
     *,
     tile: int | None = None,
     overlap: int = DEFAULT_OVERLAP,
+    tiling: TilingMode = "fast",
     progress: Progress | None = None,
 ) -> Upscaled:
     """Upscale a picture by the engine's scale.
@@ -60,93 +52,148 @@ def upscale(
         engine: an open engine.
         picture: uint8 or uint16; the result has the same depth. Alpha is upscaled by a bicubic filter.
         tile: side of a tile in LR pixels; 0 for never; None for tiles of 256 where the picture has over 512² pixels.
-        overlap: LR pixels that neighbouring tiles share.
+        overlap: LR pixels that neighbouring tiles share in fast mode.
+        tiling: "fast" takes the global means of a network (GMIN has seven) tile by tile and blends the tiles; "exact"
+            collects the means of the whole picture first and gives every tile as much context as the network sees, so
+            that the pixels are those of the whole picture up to rounding. It costs several times the time.
         progress: told after each tile.
 
     Raises:
-        UserError: the network gave values that are not finite.
+        UserError: the network gave values that are not finite, or exact tiles are not possible with this engine.
 
-    A network that looks at the whole picture (GMIN: a global mean in each module) gives slightly other pixels by
-    tiles; so does any network whose receptive field is larger than half of the overlap. ``exact`` is False then.
+    In fast mode, a network that looks at the whole picture gives slightly other pixels by tiles; so does any network
+    whose receptive field is larger than half of the overlap. ``exact`` is False then.
     """
     seconds = Seconds()
     height, width = picture.colour.shape[:2]
     if tile is None:
         tile = 0 if height * width <= WHOLE_PIXELS else DEFAULT_TILE
-    side = tile or max(height, width)
-    tiling = plan_tiles(height, width, tile=side, overlap=min(overlap, side // 2) if tile else 0)
-    colour = _by_tiles(engine, picture.colour, tiling, seconds, progress)
+
+    def read(top: int, bottom: int) -> Pixels:
+        return picture.colour[top:bottom]
+
+    rows = upscaled_rows(
+        engine, lambda: read, (height, width), tile=tile, overlap=overlap, tiling=tiling, seconds=seconds,
+        progress=progress,
+    )  # fmt: skip
+    scale = engine.info.scale
+    colour = _write(rows.blocks, (height * scale, width * scale), picture.colour.dtype, seconds)
     started = time.perf_counter()
     if picture.grey:  # the network sees three equal channels and gives three that are almost equal
         colour = cast(Pixels, np.rint(colour.mean(axis=2, keepdims=True)).astype(colour.dtype).repeat(3, axis=2))
     alpha = None if picture.alpha is None else _resize_alpha(picture.alpha, engine.info.scale)
     seconds.postprocess += time.perf_counter() - started
-    reaches = engine.info.tiling == "exact" and overlap // 4 >= engine.info.receptive_radius
     return Upscaled(
         picture=Picture(colour, alpha, grey=picture.grey, metadata=picture.metadata),
-        tiles=tiling.count,
+        tiles=rows.tiling.count,
         tile=tile or None,
-        overlap=overlap if tile else 0,
-        exact=tiling.count == 1 or reaches,
+        overlap=rows.overlap,
+        exact=rows.exact,
         seconds=seconds,
     )
 
 
-def _by_tiles(engine: Engine, colour: Pixels, tiling: Tiling, seconds: Seconds, progress: Progress | None) -> Pixels:
-    """(H, W, 3) to (sH, sW, 3) of the same dtype. Only one row of tiles is ever held as floats."""
-    scale = engine.info.scale
-    height, width = colour.shape[:2]
-    peak = np.iinfo(colour.dtype).max
-    down, across = ramps(tiling.rows, tiling.height, scale), ramps(tiling.columns, tiling.width, scale)
-    result = np.empty((height * scale, width * scale, 3), colour.dtype)[..., ::-1]  # stored as BGR, as files want it
-    strip = np.zeros((tiling.height * scale, width * scale, 3), np.float32)
-    for i, top in enumerate(tiling.rows):
-        for j, left in enumerate(tiling.columns):
-            started = time.perf_counter()
-            piece = colour[top : top + tiling.height, left : left + tiling.width]
-            batch = _to_batch(piece, peak, engine.info.minimum_size)
-            prepared = time.perf_counter()
-            output = engine.infer(batch)[0, :, : piece.shape[0] * scale, : piece.shape[1] * scale]
-            inferred = time.perf_counter()
-            if not np.isfinite(output).all():
-                raise UserError(
-                    f"{engine.info.engine} gave infinite or undefined values for this picture: its activations "
-                    "overflow on it. Use another precision (FP32) or other weights."
-                )
-            weight = (down[i][:, None] * across[j])[..., None] if tiling.count > 1 else np.float32(1)
-            strip[:, left * scale : (left + tiling.width) * scale] += output.transpose(1, 2, 0) * weight
-            finished = time.perf_counter()
-            seconds.preprocess += prepared - started
-            seconds.inference += inferred - prepared
-            seconds.postprocess += finished - inferred
-            if progress:
-                progress(i * len(tiling.columns) + j + 1, tiling.count)
+@dataclass(frozen=True)
+class Rows:
+    """A picture on its way: ``blocks`` are its upscaled rows from top to bottom, computed as they are asked for."""
+
+    blocks: Iterator[Pixels]
+    tiling: Tiling
+    overlap: int
+    exact: bool
+
+
+def upscaled_rows(
+    engine: Engine,
+    open_read: Callable[[], Read],
+    size: tuple[int, int],
+    *,
+    tile: int | tuple[int, int],
+    overlap: int = DEFAULT_OVERLAP,
+    tiling: TilingMode = "fast",
+    seconds: Seconds | None = None,
+    progress: Progress | None = None,
+) -> Rows:
+    """Upscale rows that ``open_read`` gives, from top to bottom; it is called once for each pass over the picture.
+
+    Args:
+        engine: an open engine.
+        open_read: starts at the top of the picture.
+        size: height and width of the picture.
+        tile: side, or height and width, of what is kept of a tile; exact mode adds the context. 0 for never.
+        overlap, tiling, seconds, progress: as in ``upscale``.
+
+    Raises:
+        UserError: as ``upscale``, when the first rows are asked for.
+    """
+    seconds = seconds or Seconds()
+    height, width = size
+    radius, sides = engine.info.receptive_radius, (tile, tile) if isinstance(tile, int) else tile
+    margin = 2 * radius if tiling == "exact" else 0
+    if not all(sides) or (height <= sides[0] + margin and width <= sides[1] + margin):
+        plan = plan_tiles(height, width, tile=max(height, width), overlap=0)
+        return Rows(blended_rows(engine, open_read(), plan, seconds, progress), plan, 0, exact=True)
+    if tiling == "fast":
+        overlap = min(overlap, min(sides) // 2)
+        plan = plan_tiles(height, width, tile=sides, overlap=overlap)
+        reaches = engine.info.tiling == "exact" and overlap // 4 >= radius
+        return Rows(blended_rows(engine, open_read(), plan, seconds, progress), plan, overlap, exact=reaches)
+    graphs = _graphs(engine)
+    radius = max(radius, graphs.radius if graphs else 0)  # the file's own claim is not taken on trust
+
+    def planned(reach: int) -> Tiling:
+        return plan_tiles(height, width, tile=(sides[0] + 2 * reach, sides[1] + 2 * reach), overlap=2 * reach)
+
+    plan = planned(radius)
+    passes = [planned(reach) for reach in graphs.radii] if graphs else []
+    blocks = _exact_blocks(engine, graphs, open_read, plan, passes, seconds, progress)
+    return Rows(blocks, plan, 2 * radius, exact=True)
+
+
+def _graphs(engine: Engine) -> MeanGraphs | None:
+    """What exact tiles of this engine need; None for a network that is local."""
+    if engine.info.tiling == "exact":
+        return None
+    if not isinstance(engine, CuttableEngine) or engine.path.suffix.lower() != ".onnx":
+        raise UserError(
+            f"Exact tiles need an .onnx file in ONNX Runtime or OpenVINO, not {engine.info.engine} in "
+            f"{engine.info.backend}: use --tiling fast, or --tile 0 for the picture in one piece."
+        )
+    return take_apart(read_onnx(engine.path.read_bytes()))
+
+
+def _exact_blocks(
+    engine: Engine,
+    graphs: MeanGraphs | None,
+    open_read: Callable[[], Read],
+    plan: Tiling,
+    passes: list[Tiling],
+    seconds: Seconds,
+    progress: Progress | None,
+) -> Iterator[Pixels]:
+    count = Counter(plan.count + sum(tiling.count for tiling in passes), progress)
+    infer = engine.infer
+    if graphs is not None:
+        assert isinstance(engine, CuttableEngine)
+        known = collect_means(engine, graphs, open_read, passes, seconds, count)
+        run = engine.open_part(graphs.network, (1, 3, plan.height, plan.width))
+
+        def infer(batch: Batch) -> Batch:
+            return run({"": batch, **known})
+
+    yield from cut_rows(engine, infer, open_read(), plan, seconds, count)
+
+
+def _write(blocks: Iterator[Pixels], shape: tuple[int, int], dtype: np.dtype[Any], seconds: Seconds) -> Pixels:
+    """Blocks of rows as one picture, stored as BGR, as files want it."""
+    result = np.empty((*shape, 3), dtype)[..., ::-1]
+    top = 0
+    for block in blocks:
         started = time.perf_counter()
-        last = i + 1 == len(tiling.rows)
-        done = tiling.height if last else tiling.rows[i + 1] - top  # rows that no later tile adds to
-        _store(strip[: done * scale], result[top * scale : (top + done) * scale], peak)
-        strip[: (tiling.height - done) * scale] = strip[done * scale :]
-        strip[(tiling.height - done) * scale :] = 0
+        result[top : top + len(block)] = block
+        top += len(block)
         seconds.postprocess += time.perf_counter() - started
-    return result
-
-
-def _to_batch(piece: Pixels, peak: int, minimum: int) -> NDArray[np.float32]:
-    """(H, W, 3) integers to (1, 3, H, W) float32 in [0, 1]; smaller sides than ``minimum`` repeat their last pixels."""
-    rows, columns = max(0, minimum - piece.shape[0]), max(0, minimum - piece.shape[1])
-    if rows or columns:
-        piece = cast(Pixels, np.pad(piece, ((0, rows), (0, columns), (0, 0)), mode="edge"))
-    batch = np.ascontiguousarray(piece.transpose(2, 0, 1)[None], np.float32)
-    batch /= np.float32(peak)
-    return batch
-
-
-def _store(strip: NDArray[np.float32], target: Pixels, peak: int) -> None:
-    """Clamp, scale and round floats into ``target``, in place and without another copy of the strip."""
-    np.multiply(strip, peak, out=strip)
-    np.rint(strip, out=strip)
-    np.clip(strip, 0, peak, out=strip)
-    target[...] = strip
+    return cast(Pixels, result)
 
 
 def _resize_alpha(alpha: Pixels, scale: int) -> Pixels:

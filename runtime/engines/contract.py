@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+        ...
+
+
+Feeds = Mapping[str, NDArray[Any]]
+"""Inputs by name; "" is the first one, the picture."""
+
+
+@runtime_checkable
+class CuttableEngine(Engine, Protocol):
+    """An engine that also runs parts of its file (``runtime.global_means``), with its own device and threads."""
+
+    path: Path
+
+    def open_part(self, content: bytes, shape: tuple[int, ...]) -> Callable[[Feeds], NDArray[np.float32]]:
+        """Load an ONNX file from memory that has several inputs and one output.
+
+        ``shape`` is that of the picture in every call; an engine that gains from it compiles for it.
+        """
         ...
 
 

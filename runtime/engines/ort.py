@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from runtime.engines.contract import Batch, EngineInfo, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.engines.contract import Batch, EngineInfo, Feeds, check_model_file, info_from_metadata, scale_from_shapes
 from runtime.errors import UserError
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
@@ -44,13 +47,14 @@ class OrtEngine:
             options.intra_op_num_threads = threads
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS[wanted])
+            self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=_PROVIDERS[wanted])
         except Exception as error:  # the library raises its own kinds, which share no base
             raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}.") from error
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
             raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
         self._session: Any = session
         self._input = session.get_inputs()[0]
-        self._path = path
+        self.path = path
         metadata = session.get_modelmeta().custom_metadata_map
         used = session.get_providers()[0]
         self.info = info_from_metadata(
@@ -66,6 +70,20 @@ class OrtEngine:
         (result,) = self._session.run(None, {self._input.name: batch})
         return np.asarray(result, np.float32)
 
+    def open_part(
+        self,
+        content: bytes,
+        shape: tuple[int, ...],  # noqa: ARG002 -- this library plans for any shape
+    ) -> Callable[[Feeds], NDArray[np.float32]]:
+        """Load a part of this file from memory, on the same provider and threads."""
+        session = self._open(content)
+        first = session.get_inputs()[0].name
+
+        def run(feeds: Feeds) -> NDArray[np.float32]:
+            return np.asarray(session.run(None, {name or first: value for name, value in feeds.items()})[0], np.float32)
+
+        return run
+
     def close(self) -> None:
         """Free the session."""
         self._session = None
@@ -74,15 +92,15 @@ class OrtEngine:
         shape = self._input.shape
         if self._input.type != "tensor(float)" or len(shape) != 4 or shape[1] not in (3, "channels", None):
             raise UserError(
-                f"{self._path} is no super-resolution network: its input is {self._input.type} {shape}, "
+                f"{self.path} is no super-resolution network: its input is {self._input.type} {shape}, "
                 "not float pictures of N x 3 x H x W."
             )
         size = tuple(n if isinstance(n, int) else d for n, d in zip(shape, (1, 3, 32, 32), strict=True))
         try:
             result = self.infer(np.zeros(size, np.float32))
         except Exception as error:
-            raise UserError(f"{self._path} does not run on a picture: {_first_line(error)}.") from error
-        return scale_from_shapes(self._path, size, result.shape)
+            raise UserError(f"{self.path} does not run on a picture: {_first_line(error)}.") from error
+        return scale_from_shapes(self.path, size, result.shape)
 
 
 def _first_line(error: Exception) -> str:
