@@ -52,6 +52,13 @@ def main(
         TilingMode,
         typer.Option(help="exact: the pixels of the whole picture, for several times the time; fast: nearly them."),
     ] = "fast",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold a picture as a whole: read and write by strips, into .tif.")
+    ] = False,
+    memory: Annotated[
+        int | None,
+        typer.Option(min=100, metavar="MB", help="With --stream: memory for all. Default: half of the free."),
+    ] = None,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -67,12 +74,16 @@ def main(
     opened, reason = open_fastest(engine, device=device, threads=threads)
     load = time.perf_counter() - started
     with closing(opened):
-        targets = _targets(images, output, opened.info.scale)
+        targets = _targets(images, output, opened.info.scale, ".tif" if stream else ".png")
         say(f"engine {opened.info.engine} on {opened.info.backend}, {opened.info.device} ({reason})",
             quiet=quiet, json_target=json_target)  # fmt: skip
         results = []
         for image, target in zip(images, targets, strict=True):
-            results.append(_one(opened, image, target, tile, overlap, tiling, quiet=quiet or json_target == "-"))
+            silent = quiet or json_target == "-"
+            if stream:
+                results.append(_streamed(opened, image, target, tile, overlap, tiling, memory, quiet=silent))
+            else:
+                results.append(_one(opened, image, target, tile, overlap, tiling, quiet=silent))
             say(_sentence(results[-1]), quiet=quiet, json_target=json_target)
     failed = [result for result in results if "error" in result]
     payload = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load, "results": results}
@@ -125,7 +136,38 @@ def _one(
     }
 
 
-def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
+def _streamed(
+    engine: Engine,
+    image: Path,
+    target: Path,
+    tile: int | None,
+    overlap: int,
+    tiling: TilingMode,
+    memory: int | None,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from runtime.streaming import upscale_file
+
+    limit = None if memory is None else memory * 1_000_000
+    try:
+        with tqdm(unit="tile", leave=False, disable=True if quiet else None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            result = upscale_file(
+                engine, image, target, tile=tile, overlap=overlap, tiling=tiling, memory_bytes=limit, progress=progress
+            )
+    except UserError as error:
+        return {"input": str(image), "error": str(error)}
+    return {"input": str(image), "output": str(target), **asdict(result), "tile": list(result.tile)}
+
+
+def _targets(images: list[Path], output: Path | None, scale: int, suffix: str) -> list[Path]:
     """One path per picture, all different and none of them a source."""
     from runtime.images import check_output_format
 
@@ -139,7 +181,7 @@ def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
     if output is not None and folder is None:
         targets = [output]
     else:
-        targets = [(folder or image.parent) / f"{image.stem}_x{scale}.png" for image in images]
+        targets = [(folder or image.parent) / f"{image.stem}_x{scale}{suffix}" for image in images]
     sources = {image.resolve() for image in images}
     seen: set[Path] = set()
     for target in targets:

@@ -19,6 +19,7 @@ from runtime.engines.contract import Batch, CuttableEngine, Engine
 from runtime.errors import UserError
 from runtime.global_means import ENDS, STARTS, MeanGraphs
 from runtime.images import Pixels
+from runtime.memory import TooMuchMemoryError, is_out_of_memory
 from runtime.tiles import Tiling, cores, ramps
 
 Read = Callable[[int, int], Pixels]
@@ -159,7 +160,21 @@ def _infer(engine: Engine, infer: Callable[[Batch], Batch], piece: Pixels, secon
     started = time.perf_counter()
     batch = to_batch(piece, engine.info.minimum_size)
     prepared = time.perf_counter()
-    output = infer(batch)[0, :, : piece.shape[0] * engine.info.scale, : piece.shape[1] * engine.info.scale]
+    try:
+        whole = infer(batch)
+    except Exception as error:  # each library has its own kind
+        if is_out_of_memory(error):
+            raise TooMuchMemoryError(
+                f"{engine.info.engine} cannot get the memory for {piece.shape[1]}x{piece.shape[0]} pixels: "
+                "name a smaller --tile."
+            ) from error
+        raise
+    scale = engine.info.scale
+    if whole.shape != (1, 3, batch.shape[2] * scale, batch.shape[3] * scale):
+        raise UserError(
+            f"{engine.info.engine} says that it enlarges {scale} times, and turned {batch.shape} into {whole.shape}."
+        )
+    output = whole[0, :, : piece.shape[0] * engine.info.scale, : piece.shape[1] * engine.info.scale]
     seconds.preprocess += prepared - started
     seconds.inference += time.perf_counter() - prepared
     if not np.isfinite(output).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from runtime.engines.contract import Batch, CuttableEngine, Engine
 from runtime.errors import UserError
 from runtime.global_means import MeanGraphs, take_apart
 from runtime.images import Picture, Pixels
+from runtime.memory import SHARE, TILE_BYTES_PER_PIXEL, TooMuchMemoryError, free_bytes
 from runtime.onnx_file import read_onnx
 from runtime.rows import Counter, Progress, Read, Seconds, blended_rows, collect_means, cut_rows
 from runtime.tiles import Tiling, plan_tiles
@@ -21,6 +22,7 @@ WHOLE_PIXELS = 512 * 512
 """LR pixels up to which a picture goes through the engine in one piece by default."""
 DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 32
+SMALLEST_TILE = 64
 
 TilingMode = Literal["fast", "exact"]
 
@@ -51,7 +53,8 @@ def upscale(
     Args:
         engine: an open engine.
         picture: uint8 or uint16; the result has the same depth. Alpha is upscaled by a bicubic filter.
-        tile: side of a tile in LR pixels; 0 for never; None for tiles of 256 where the picture has over 512² pixels.
+        tile: side of a tile in LR pixels; 0 for never; None for tiles of 256 where the picture has over 512² pixels,
+            and for smaller ones where little memory is free. Halved where the engine cannot get the memory.
         overlap: LR pixels that neighbouring tiles share in fast mode.
         tiling: "fast" takes the global means of a network (GMIN has seven) tile by tile and blends the tiles; "exact"
             collects the means of the whole picture first and gives every tile as much context as the network sees, so
@@ -64,20 +67,19 @@ def upscale(
     In fast mode, a network that looks at the whole picture gives slightly other pixels by tiles; so does any network
     whose receptive field is larger than half of the overlap. ``exact`` is False then.
     """
-    seconds = Seconds()
     height, width = picture.colour.shape[:2]
     if tile is None:
-        tile = 0 if height * width <= WHOLE_PIXELS else DEFAULT_TILE
-
-    def read(top: int, bottom: int) -> Pixels:
-        return picture.colour[top:bottom]
-
-    rows = upscaled_rows(
-        engine, lambda: read, (height, width), tile=tile, overlap=overlap, tiling=tiling, seconds=seconds,
-        progress=progress,
-    )  # fmt: skip
-    scale = engine.info.scale
-    colour = _write(rows.blocks, (height * scale, width * scale), picture.colour.dtype, seconds)
+        tile = _default_tile(height, width)
+    while True:
+        try:
+            seconds = Seconds()
+            rows, colour = _upscaled_colour(engine, picture.colour, tile, overlap, tiling, seconds, progress)
+            break
+        except TooMuchMemoryError:
+            side = tile or max(height, width)
+            if side <= SMALLEST_TILE:
+                raise
+            tile, _ = halved((side, side))
     started = time.perf_counter()
     if picture.grey:  # the network sees three equal channels and gives three that are almost equal
         colour = cast(Pixels, np.rint(colour.mean(axis=2, keepdims=True)).astype(colour.dtype).repeat(3, axis=2))
@@ -91,6 +93,49 @@ def upscale(
         exact=rows.exact,
         seconds=seconds,
     )
+
+
+def halved(sides: tuple[int, int]) -> tuple[int, int]:
+    """Sides of the tile to try after one was too large for the memory."""
+    return max(sides[0] // 2, SMALLEST_TILE), max(sides[1] // 2, SMALLEST_TILE)
+
+
+def _default_tile(height: int, width: int) -> int:
+    """0, the picture in one piece, where it is small and the memory suffices; else a side."""
+    free = int(free_bytes() * SHARE)
+    pixels = height * width
+    if pixels <= WHOLE_PIXELS and pixels * TILE_BYTES_PER_PIXEL <= free:
+        return 0
+    return next((side for side in (256, 192, 128, 96) if side * side * TILE_BYTES_PER_PIXEL <= free), SMALLEST_TILE)
+
+
+def _upscaled_colour(
+    engine: Engine,
+    colour: Pixels,
+    tile: int,
+    overlap: int,
+    tiling: TilingMode,
+    seconds: Seconds,
+    progress: Progress | None,
+) -> tuple[Rows, Pixels]:
+    """(H, W, 3) to (sH, sW, 3) of the same dtype, stored as BGR, as files want it."""
+
+    def read(top: int, bottom: int) -> Pixels:
+        return colour[top:bottom]
+
+    height, width = colour.shape[:2]
+    rows = upscaled_rows(
+        engine, lambda: read, (height, width), tile=tile, overlap=overlap, tiling=tiling, seconds=seconds,
+        progress=progress,
+    )  # fmt: skip
+    scale, top = engine.info.scale, 0
+    result = np.empty((height * scale, width * scale, 3), colour.dtype)[..., ::-1]
+    for block in rows.blocks:
+        started = time.perf_counter()
+        result[top : top + len(block)] = block
+        top += len(block)
+        seconds.postprocess += time.perf_counter() - started
+    return rows, cast(Pixels, result)
 
 
 @dataclass(frozen=True)
@@ -182,18 +227,6 @@ def _exact_blocks(
             return run({"": batch, **known})
 
     yield from cut_rows(engine, infer, open_read(), plan, seconds, count)
-
-
-def _write(blocks: Iterator[Pixels], shape: tuple[int, int], dtype: np.dtype[Any], seconds: Seconds) -> Pixels:
-    """Blocks of rows as one picture, stored as BGR, as files want it."""
-    result = np.empty((*shape, 3), dtype)[..., ::-1]
-    top = 0
-    for block in blocks:
-        started = time.perf_counter()
-        result[top : top + len(block)] = block
-        top += len(block)
-        seconds.postprocess += time.perf_counter() - started
-    return cast(Pixels, result)
 
 
 def _resize_alpha(alpha: Pixels, scale: int) -> Pixels:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
+from runtime.model_check import check_onnx
 
 Batch = NDArray[np.float32]
 """(N, 3, H, W) float32 RGB, [0, 1] where it is a picture."""
@@ -92,10 +93,24 @@ def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str,
         scale=scale,
         name=metadata.get("gmin.name", path.stem),
         tiling="exact" if metadata.get("gmin.tiling") == "exact" else "approximate",
-        receptive_radius=int(metadata.get("gmin.receptive_radius", 64)),
-        minimum_size=int(metadata.get("gmin.minimum_size", 16)),
+        receptive_radius=recorded(path, metadata, "gmin.receptive_radius", 64, range(4097)),
+        minimum_size=recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025)),
         precision=metadata.get("gmin.precision", "unknown"),
     )
+
+
+def recorded(path: Path, metadata: Mapping[str, str], key: str, default: int, allowed: range) -> int:
+    """An integer that a file says about itself.
+
+    Raises:
+        UserError: it is no integer, or none that can be.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return default
+    if len(text) > 9 or not text.isdecimal() or int(text) not in allowed:
+        raise UserError(f"{path} is not loaded: it says {key} = {text[:40]!r}, which cannot be.")
+    return int(text)
 
 
 def scale_from_shapes(path: Path, given: tuple[int, ...], returned: tuple[int, ...]) -> int:
@@ -115,11 +130,13 @@ def scale_from_shapes(path: Path, given: tuple[int, ...], returned: tuple[int, .
 
 
 def check_model_file(path: Path) -> None:
-    """Refuse a model that is missing or empty before a library does so less clearly."""
+    """Refuse a model that is missing, empty or dangerous (``runtime.model_check``) before a library sees it."""
     if not path.is_file():
         raise UserError(f"There is no model at {path}.")
     if path.stat().st_size == 0:
         raise UserError(f"The model {path} is empty (0 bytes).")
+    if path.suffix.lower() == ".onnx":
+        check_onnx(path)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

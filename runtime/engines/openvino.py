@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines.contract import Batch, EngineInfo, Feeds, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.engines.contract import (
+    Batch,
+    EngineInfo,
+    Feeds,
+    check_model_file,
+    info_from_metadata,
+    recorded,
+    scale_from_shapes,
+)
 from runtime.errors import UserError
 
 SIGNED = "int8-tensorrt"
@@ -76,7 +84,9 @@ class OpenVinoEngine:
             metadata,
             backend=f"OpenVINO {openvino.__version__.split('-')[0]}",
             device=f"CPU ({precision})",
-            scale=int(metadata["gmin.scale"]) if "gmin.scale" in metadata else self._probe(compiled),
+            scale=recorded(path, metadata, "gmin.scale", 1, range(1, 17))
+            if "gmin.scale" in metadata
+            else self._probe(compiled),
         )
 
     def infer(self, batch: Batch) -> Batch:

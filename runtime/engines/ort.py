@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines.contract import Batch, EngineInfo, Feeds, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.engines.contract import (
+    Batch,
+    EngineInfo,
+    Feeds,
+    check_model_file,
+    info_from_metadata,
+    recorded,
+    scale_from_shapes,
+)
 from runtime.errors import UserError
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
@@ -62,7 +70,9 @@ class OrtEngine:
             metadata,
             backend=f"ONNX Runtime {onnxruntime.__version__}",
             device=used,
-            scale=int(metadata["gmin.scale"]) if "gmin.scale" in metadata else self._probe(),
+            scale=recorded(path, metadata, "gmin.scale", 1, range(1, 17))
+            if "gmin.scale" in metadata
+            else self._probe(),
         )
 
     def infer(self, batch: Batch) -> Batch:
