@@ -101,6 +101,7 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
     yield "claims_60000.png", _png(60_000, 60_000, rows)
     yield "negative_size.png", _png(0xFFFFFFFF, 0xFFFFFFFF, rows)
     yield "bomb.png", _png(50_000, 50_000, zlib.compress(bytes(30_000_000), 9))
+    yield "bomb_30000.png", _png(30_000, 30_000, zlib.compress(bytes(30_000_000), 9))
     yield "bomb_1_bit.png", _png(65_000, 65_000, zlib.compress(bytes(20_000_000), 9), depth=1, colour=0)
     yield "bad_depth.png", _png(8, 8, rows, depth=77)
     yield "bad_colour.png", _png(8, 8, rows, colour=9)
@@ -112,8 +113,9 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
     yield "zero_height.jpg", jpeg[: frame + 5] + struct.pack(">HH", 0, 0) + jpeg[frame + 9 :]
     yield "no_scan.jpg", jpeg[: frame + 4] + b"\xff\xd9"
     yield "riff_lies.webp", b"RIFF" + struct.pack("<I", 2**32 - 1) + b"WEBPVP8 " + bytes(64)
-    yield "canvas_2_24.webp", (
-        b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff" * 6
+    yield (
+        "canvas_2_24.webp",
+        (b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff" * 6),
     )
     yield "claims_2_31.bmp", bmp[:18] + struct.pack("<ii", huge, huge) + bmp[26:]
     yield "negative.bmp", bmp[:18] + struct.pack("<ii", -huge, -huge) + bmp[26:]
