@@ -69,7 +69,7 @@ def take_apart(file: OnnxFile) -> MeanGraphs:
         stages=stages,
         radii=tuple(radii.get(mean.inputs[0], 0) for mean in means),
         network=_graph(file, file.nodes, means, output.name, output.raw),
-        radius=radii[output.name],
+        radius=radii.get(output.name, 0),
     )
 
 
@@ -80,9 +80,9 @@ def _radii(file: OnnxFile, means: set[str]) -> dict[str, int]:
     for node in file.nodes:
         reach = max((radii.get(name, 0) for name in node.inputs), default=0)
         if node.op == "Conv":
-            weight = _constant_behind(file, node.inputs[1])
+            weight = _constant_behind(file, node.inputs[1]) if len(node.inputs) > 1 else ()
             pads, dilations = _integers(node, "pads"), _integers(node, "dilations") or (1, 1)
-            wanted = [d * (k - 1) // 2 for k, d in zip(weight[2:], dilations, strict=True)]
+            wanted = [d * (k - 1) // 2 for k, d in zip(weight[2:], dilations, strict=False)]
             if enlarged & set(node.inputs) or len(weight) != 4 or list(pads or (0,) * 4) != wanted * 2:
                 raise UserError(
                     "Exact tiles need convolutions that keep height and width, before the picture is enlarged: "
@@ -99,7 +99,11 @@ def _constant_behind(file: OnnxFile, name: str) -> tuple[int, ...]:
     """Shape of a convolution's weight, which may be a dequantized constant."""
     while name not in file.constants:
         source = next((node for node in file.nodes if name in node.outputs), None)
-        if source is None or source.op not in ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity"):
+        if (
+            source is None
+            or not source.inputs
+            or source.op not in ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
+        ):
             return ()
         name = source.inputs[0]
     return file.constants[name].shape

@@ -25,7 +25,10 @@ from runtime.files import check_writable
 if TYPE_CHECKING:
     from runtime.engines.contract import Engine
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal[
+    "auto", "cpu", "cuda", "tensorrt", "nvtensorrtrtx", "openvino", "coreml", "directml", "qnn", "rocm", "migraphx",
+    "xnnpack", "webgpu",
+]  # fmt: skip
 TilingMode = Literal["fast", "exact"]
 
 app = new_app("Upscale pictures.")
@@ -42,7 +45,9 @@ def main(
         Path | None,
         typer.Option("--output", "-o", help="Result: a file, or a folder. Default: IMAGE_x4.png beside each picture."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
+    device: Annotated[
+        Device, typer.Option(help="Where to compute: auto, cpu, or a provider that ONNX Runtime has here.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     tile: Annotated[
         int | None, typer.Option(min=0, help="Side of a tile in pixels of the input; 0 never tiles. Default: by size.")

@@ -92,7 +92,21 @@ def _fault(file: OnnxFile) -> str | None:
     for value in file.inputs:
         if any(size is not None and not 0 < size <= MAX_SIDE for size in value.shape or ()):
             return f"its input {value.name[:80]!r} prescribes an impossible size"
-    return _growth_fault(file, constants)
+    return _wiring_fault(file) or _growth_fault(file, constants)
+
+
+def _wiring_fault(file: OnnxFile) -> str | None:
+    """Every value is computed once, and before it is read; the outputs are computed."""
+    known = {"", *file.constants, *(value.name for value in file.inputs)}
+    for node in file.nodes:
+        unknown = [name for name in node.inputs if name not in known]
+        if unknown:
+            return f"its {node.op} reads {unknown[0][:80]!r}, which nothing before it computes"
+        if not node.outputs or any(name in known for name in node.outputs):
+            return f"its {node.op} computes nothing, or what is there already"
+        known |= set(node.outputs)
+    missing = [value.name for value in file.outputs if value.name not in known]
+    return f"nothing computes its output {missing[0][:80]!r}" if missing else None
 
 
 def _tensor_fault(tensor: Tensor) -> str | None:

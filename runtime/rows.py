@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from runtime.tiles import Tiling, cores, ramps
 
 Read = Callable[[int, int], Pixels]
 """Rows ``top`` to ``bottom`` of a picture, (bottom - top, W, 3) RGB. Called from top to bottom: ``top`` never falls."""
+Sample = TypeVar("Sample", np.float32, np.uint8)
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all)."""
 
@@ -155,20 +156,31 @@ def to_batch(piece: Pixels, minimum: int = 1) -> Batch:
     return batch
 
 
+def infer_within_memory(
+    engine: Engine, infer: Callable[[NDArray[Sample]], NDArray[Sample]], batch: NDArray[Sample]
+) -> NDArray[Sample]:
+    """``infer(batch)``, where any library's way to say that it got no memory is one error.
+
+    Raises:
+        TooMuchMemoryError: a smaller tile may do.
+    """
+    try:
+        return infer(batch)
+    except Exception as error:  # each library has its own kind
+        if not is_out_of_memory(error):
+            raise
+        *_, height, width = batch.shape if batch.dtype != np.uint8 else batch.shape[:-1]
+        raise TooMuchMemoryError(
+            f"{engine.info.engine} cannot get the memory for {width}x{height} pixels: name a smaller --tile."
+        ) from error
+
+
 def _infer(engine: Engine, infer: Callable[[Batch], Batch], piece: Pixels, seconds: Seconds) -> NDArray[np.float32]:
     """(h, w, 3) integers to (3, sh, sw) float32."""
     started = time.perf_counter()
     batch = to_batch(piece, engine.info.minimum_size)
     prepared = time.perf_counter()
-    try:
-        whole = infer(batch)
-    except Exception as error:  # each library has its own kind
-        if is_out_of_memory(error):
-            raise TooMuchMemoryError(
-                f"{engine.info.engine} cannot get the memory for {piece.shape[1]}x{piece.shape[0]} pixels: "
-                "name a smaller --tile."
-            ) from error
-        raise
+    whole = infer_within_memory(engine, infer, batch)
     scale = engine.info.scale
     if whole.shape != (1, 3, batch.shape[2] * scale, batch.shape[3] * scale):
         raise UserError(

@@ -36,7 +36,7 @@ def open_fastest(spec: str, *, device: str = "auto", threads: int | None = None)
     """
     prefix, name = split_prefix(spec)
     choices = [key for key in candidates(spec) if prefix or is_shipped(name) or not BACKENDS[key].options]
-    if len(choices) == 1 or device == "cuda":
+    if len(choices) == 1 or device not in ("auto", "cpu"):
         return open_engine(spec, device=device, threads=threads), f"{choices[0]} is the only one asked for or present"
     files = {choice: model_file(name, choice) for choice in choices}
     key = _key(files, threads)

@@ -9,13 +9,13 @@ from typing import Literal, cast
 
 import numpy as np
 
-from runtime.engines.contract import Batch, CuttableEngine, Engine
+from runtime.engines.contract import Batch, CuttableEngine, Engine, PixelEngine
 from runtime.errors import UserError
 from runtime.global_means import MeanGraphs, take_apart
 from runtime.images import Picture, Pixels
 from runtime.memory import SHARE, TILE_BYTES_PER_PIXEL, TooMuchMemoryError, free_bytes
 from runtime.onnx_file import read_onnx
-from runtime.rows import Counter, Progress, Read, Seconds, blended_rows, collect_means, cut_rows
+from runtime.rows import Counter, Progress, Read, Seconds, blended_rows, collect_means, cut_rows, infer_within_memory
 from runtime.tiles import Tiling, plan_tiles
 
 WHOLE_PIXELS = 512 * 512
@@ -177,6 +177,8 @@ def upscaled_rows(
     margin = 2 * radius if tiling == "exact" else 0
     if not all(sides) or (height <= sides[0] + margin and width <= sides[1] + margin):
         plan = plan_tiles(height, width, tile=max(height, width), overlap=0)
+        if isinstance(engine, PixelEngine) and engine.info.pixels == "uint8" and min(size) >= engine.info.minimum_size:
+            return Rows(_as_pixels(engine, open_read(), height, seconds, progress), plan, 0, exact=True)
         return Rows(blended_rows(engine, open_read(), plan, seconds, progress), plan, 0, exact=True)
     if tiling == "fast":
         overlap = min(overlap, min(sides) // 2)
@@ -193,6 +195,23 @@ def upscaled_rows(
     passes = [planned(reach) for reach in graphs.radii] if graphs else []
     blocks = _exact_blocks(engine, graphs, open_read, plan, passes, seconds, progress)
     return Rows(blocks, plan, 2 * radius, exact=True)
+
+
+def _as_pixels(
+    engine: PixelEngine, read: Read, height: int, seconds: Seconds, progress: Progress | None
+) -> Iterator[Pixels]:
+    """A whole picture through a file that takes and gives uint8: nothing is left to do before and after."""
+    rows = np.asarray(read(0, height))
+    if rows.dtype != np.uint8:
+        raise UserError(
+            f"{engine.info.engine} takes 8 bits only, and this picture has 16: use a file without --fuse-io."
+        )
+    started = time.perf_counter()
+    result = infer_within_memory(engine, engine.infer_pixels, np.ascontiguousarray(rows, np.uint8)[None])[0]
+    seconds.inference += time.perf_counter() - started
+    if progress:
+        progress(1, 1)
+    yield result
 
 
 def _graphs(engine: Engine) -> MeanGraphs | None:

@@ -33,6 +33,8 @@ class EngineInfo:
     receptive_radius: int
     minimum_size: int
     precision: str
+    pixels: Literal["float", "uint8"] = "float"
+    """What the file takes and gives: "uint8" for one exported with ``--fuse-io``, a ``PixelEngine``."""
 
 
 class Engine(Protocol):
@@ -67,6 +69,15 @@ class CuttableEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class PixelEngine(Engine, Protocol):
+    """An engine whose file may hold the pre- and post-processing too; ``info.pixels`` says whether it does."""
+
+    def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) to (N, scale·H, scale·W, 3), RGB; a new array each time."""
+        ...
+
+
 @dataclass(frozen=True)
 class StageTimes:
     """Where the time of one inference on an accelerator went, by the device's own events."""
@@ -97,6 +108,15 @@ def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str,
         minimum_size=recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025)),
         precision=metadata.get("gmin.precision", "unknown"),
     )
+
+
+def through_pixels(infer_pixels: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], batch: Batch) -> Batch:
+    """``infer`` of a file that takes uint8: floats are rounded to levels going in, and levels come out."""
+    levels = np.rint(np.clip(batch, 0, 1) * 255).astype(np.uint8)
+    result = infer_pixels(np.ascontiguousarray(levels.transpose(0, 2, 3, 1)))
+    floats: Batch = np.ascontiguousarray(result.transpose(0, 3, 1, 2), np.float32)
+    floats /= np.float32(255)
+    return floats
 
 
 def recorded(path: Path, metadata: Mapping[str, str], key: str, default: int, allowed: range) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from runtime.engines.contract import (
     info_from_metadata,
     recorded,
     scale_from_shapes,
+    through_pixels,
 )
 from runtime.errors import UserError
 
@@ -78,6 +80,7 @@ class OpenVinoEngine:
         self._one_shape: tuple[int, ...] = ()
         self._last_shape: tuple[int, ...] = ()
         self.path = path
+        self._takes_pixels = compiled.input(0).element_type.get_type_name() == "u8"
         metadata = _metadata(model)
         self.info = info_from_metadata(
             path,
@@ -89,9 +92,18 @@ class OpenVinoEngine:
             else self._probe(compiled),
         )
 
+        if self._takes_pixels:
+            self.info = replace(self.info, pixels="uint8")
+
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
+        if self._takes_pixels:
+            return through_pixels(self.infer_pixels, batch)
         return np.array(self._request(batch.shape).infer({0: batch})[0], np.float32)  # the request owns its output
+
+    def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) to (N, scale·H, scale·W, 3), for a file that holds the pre- and post-processing."""
+        return np.array(self._request(pixels.shape).infer({0: pixels})[0], np.uint8)
 
     def open_part(self, content: bytes, shape: tuple[int, ...]) -> Callable[[Feeds], NDArray[np.float32]]:
         """Load a part of this file from memory, compiled for pictures of ``shape``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,26 @@ from runtime.engines.contract import (
     info_from_metadata,
     recorded,
     scale_from_shapes,
+    through_pixels,
 )
 from runtime.errors import UserError
 
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+}
+"""Provider by the name of a device. Which are present is up to the build of the library; "auto" takes CUDA or the CPU,
+the only two that we have measured."""
 
 
 class OrtEngine:
@@ -34,7 +51,8 @@ class OrtEngine:
 
         Args:
             path: the file.
-            device: "cpu", "cuda", or "auto" for CUDA where it is present, else the CPU.
+            device: one of ``PROVIDERS``, or "auto" for CUDA where it is present, else the CPU. What a provider cannot
+                run, the library gives to the CPU.
             threads: threads of one inference; None leaves the choice to the library.
 
         Raises:
@@ -46,25 +64,32 @@ class OrtEngine:
             raise UserError("ONNX Runtime is not installed: pip install 'gmin-edge[ort]'.") from error
         check_model_file(path)
         present = onnxruntime.get_available_providers()
-        wanted = device if device != "auto" else "cuda" if _PROVIDERS["cuda"][0] in present else "cpu"
-        if _PROVIDERS[wanted][0] not in present:
-            raise UserError(f"ONNX Runtime here has no {wanted} provider; present: {', '.join(present)}.")
+        wanted = device if device != "auto" else "cuda" if PROVIDERS["cuda"] in present else "cpu"
+        if PROVIDERS.get(wanted) not in present:
+            here = ", ".join(key for key, provider in PROVIDERS.items() if provider in present)
+            raise UserError(f"ONNX Runtime here has no {wanted} provider; present: {here}.")
+        providers = [PROVIDERS[wanted]] if wanted == "cpu" else [PROVIDERS[wanted], PROVIDERS["cpu"]]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads:
             options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS[wanted])
-            self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=_PROVIDERS[wanted])
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=providers)
         except Exception as error:  # the library raises its own kinds, which share no base
             raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}.") from error
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
             raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
+        used = session.get_providers()[0]
+        if device != "auto" and used != PROVIDERS[wanted]:
+            raise UserError(
+                f"ONNX Runtime cannot start its {wanted} provider here and would use {used}; name --device."
+            )
         self._session: Any = session
         self._input = session.get_inputs()[0]
+        self._takes_pixels = self._input.type == "tensor(uint8)"
         self.path = path
         metadata = session.get_modelmeta().custom_metadata_map
-        used = session.get_providers()[0]
         self.info = info_from_metadata(
             path,
             metadata,
@@ -75,10 +100,19 @@ class OrtEngine:
             else self._probe(),
         )
 
+        if self._takes_pixels:
+            self.info = replace(self.info, pixels="uint8")
+
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
+        if self._takes_pixels:
+            return through_pixels(self.infer_pixels, batch)
         (result,) = self._session.run(None, {self._input.name: batch})
         return np.asarray(result, np.float32)
+
+    def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) to (N, scale·H, scale·W, 3), for a file that holds the pre- and post-processing."""
+        return np.asarray(self._session.run(None, {self._input.name: pixels})[0], np.uint8)
 
     def open_part(
         self,
@@ -114,4 +148,5 @@ class OrtEngine:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
