@@ -74,8 +74,10 @@ class OrtEngine:
         if threads:
             options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-            self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=providers)
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            self._open = partial(
+                onnxruntime.InferenceSession, sess_options=options, providers=providers, enable_fallback=0
+            )
         except Exception as error:  # the library raises its own kinds, which share no base
             raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}.") from error
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
