@@ -108,6 +108,7 @@ def _pictures() -> Iterator[tuple[str, bytes]]:
     yield "no_palette.png", _png(8, 8, zlib.compress(bytes(72)), colour=3)
     yield "no_zlib.png", _png(8, 8, b"no zlib stream at all")
     yield "chunk_too_long.png", b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR" + bytes(50)
+    yield "second_chunk_4_gb.png", png[:33] + struct.pack(">I", 2**32 - 1) + png[37:]
     frame = jpeg.index(b"\xff\xc0")
     yield "claims_65535.jpg", jpeg[: frame + 5] + struct.pack(">HH", 65535, 65535) + jpeg[frame + 9 :]
     yield "zero_height.jpg", jpeg[: frame + 5] + struct.pack(">HH", 0, 0) + jpeg[frame + 9 :]
