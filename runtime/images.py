@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import UserError
 from runtime.files import replacing
+from runtime.picture_check import png_fault
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -61,6 +62,9 @@ def read_picture(path: Path) -> Picture:
     kind = _format(content)
     if kind is None:
         raise UserError(f"{path} is not a PNG, JPEG, WebP, TIFF or BMP picture.")
+    fault = png_fault(content) if kind == "PNG" else None
+    if fault:
+        raise UserError(f"{path} cannot be decoded: {fault}.")
     try:
         pixels, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(content, np.uint8), flags=cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

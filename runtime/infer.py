@@ -25,7 +25,11 @@ from runtime.files import check_writable
 if TYPE_CHECKING:
     from runtime.engines.contract import Engine
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Device = Literal[
+    "auto", "cpu", "cuda", "tensorrt", "nvtensorrtrtx", "openvino", "coreml", "directml", "qnn", "rocm", "migraphx",
+    "xnnpack", "webgpu",
+]  # fmt: skip
+TilingMode = Literal["fast", "exact"]
 
 app = new_app("Upscale pictures.")
 
@@ -41,7 +45,10 @@ def main(
         Path | None,
         typer.Option("--output", "-o", help="Result: a file, or a folder. Default: IMAGE_x4.png beside each picture."),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute; tensorrt: ONNX Runtime's.")] = "auto",
+    device: Annotated[
+        Device,
+        typer.Option(help="Where to compute: auto, cpu, or a provider that ONNX Runtime has here."),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     tile: Annotated[
         int | None, typer.Option(min=0, help="Side of a tile in pixels of the input; 0 never tiles. Default: by size.")
@@ -50,11 +57,22 @@ def main(
     trust_engine: Annotated[
         bool, typer.Option("--trust-engine", help="Load a TensorRT plan that was not built here: it is native code.")
     ] = False,
+    tiling: Annotated[
+        TilingMode,
+        typer.Option(help="exact: the pixels of the whole picture, for several times the time; fast: nearly them."),
+    ] = "fast",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold a picture as a whole: read and write by strips, into .tif.")
+    ] = False,
+    memory: Annotated[
+        int | None,
+        typer.Option(min=100, metavar="MB", help="With --stream: memory for all. Default: half of the free."),
+    ] = None,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Upscale pictures. A picture that fails does not stop the others; the exit code is 3 then."""
-    if tile is not None and 0 < tile <= overlap:
+    if tiling == "fast" and tile is not None and 0 < tile <= overlap:
         raise UserError(f"--tile {tile} must be larger than --overlap {overlap}.")
     for image in images:
         if not image.is_file():
@@ -65,12 +83,16 @@ def main(
     opened, reason = open_fastest(engine, device=device, threads=threads, trust_engine=trust_engine)
     load = time.perf_counter() - started
     with closing(opened):
-        targets = _targets(images, output, opened.info.scale)
+        targets = _targets(images, output, opened.info.scale, ".tif" if stream else ".png")
         say(f"engine {opened.info.engine} on {opened.info.backend}, {opened.info.device} ({reason})",
             quiet=quiet, json_target=json_target)  # fmt: skip
         results = []
         for image, target in zip(images, targets, strict=True):
-            results.append(_one(opened, image, target, tile, overlap, quiet=quiet or json_target == "-"))
+            silent = quiet or json_target == "-"
+            if stream:
+                results.append(_streamed(opened, image, target, tile, overlap, tiling, memory, quiet=silent))
+            else:
+                results.append(_one(opened, image, target, tile, overlap, tiling, quiet=silent))
             say(_sentence(results[-1]), quiet=quiet, json_target=json_target)
         if opened.info.fallback:
             say(f"fallback: {opened.info.fallback}", quiet=quiet, json_target="-")
@@ -85,7 +107,9 @@ def main(
         raise SystemExit(2 if len(failed) == len(images) else 3)
 
 
-def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: int, *, quiet: bool) -> dict[str, Any]:
+def _one(
+    engine: Engine, image: Path, target: Path, tile: int | None, overlap: int, tiling: TilingMode, *, quiet: bool
+) -> dict[str, Any]:
     from tqdm import tqdm
 
     from runtime.images import check_output_format, read_picture, write_picture
@@ -102,7 +126,7 @@ def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: i
                 bar.total = total
                 bar.update(done - bar.n)
 
-            result = upscale(engine, picture, tile=tile, overlap=overlap, progress=progress)
+            result = upscale(engine, picture, tile=tile, overlap=overlap, tiling=tiling, progress=progress)
         started = time.perf_counter()
         write_picture(target, result.picture)
         result.seconds.load += read
@@ -123,7 +147,38 @@ def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: i
     }
 
 
-def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
+def _streamed(
+    engine: Engine,
+    image: Path,
+    target: Path,
+    tile: int | None,
+    overlap: int,
+    tiling: TilingMode,
+    memory: int | None,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from runtime.streaming import upscale_file
+
+    limit = None if memory is None else memory * 1_000_000
+    try:
+        with tqdm(unit="tile", leave=False, disable=True if quiet else None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            result = upscale_file(
+                engine, image, target, tile=tile, overlap=overlap, tiling=tiling, memory_bytes=limit, progress=progress
+            )
+    except UserError as error:
+        return {"input": str(image), "error": str(error)}
+    return {"input": str(image), "output": str(target), **asdict(result), "tile": list(result.tile)}
+
+
+def _targets(images: list[Path], output: Path | None, scale: int, suffix: str) -> list[Path]:
     """One path per picture, all different and none of them a source."""
     from runtime.images import check_output_format
 
@@ -137,7 +192,7 @@ def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
     if output is not None and folder is None:
         targets = [output]
     else:
-        targets = [(folder or image.parent) / f"{image.stem}_x{scale}.png" for image in images]
+        targets = [(folder or image.parent) / f"{image.stem}_x{scale}{suffix}" for image in images]
     sources = {image.resolve() for image in images}
     seen: set[Path] = set()
     for target in targets:
@@ -156,7 +211,11 @@ def _sentence(result: dict[str, Any]) -> str:
         return f"{result['input']}: failed"
     seconds = result["seconds"]
     tiles = "whole" if result["tiles"] == 1 else f"{result['tiles']} tiles of {result['tile']}"
-    exact = "exact" if result["exact"] else "approximate: this network sees the whole picture, or further than a tile"
+    exact = (
+        "exact"
+        if result["exact"]
+        else "approximate: this network sees the whole picture, or further than a tile; --tiling exact is not"
+    )
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
     return f"{result['output']}: {result['width']}x{result['height']}, {tiles} ({exact}); {times}"
 

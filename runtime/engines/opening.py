@@ -72,8 +72,12 @@ def is_shipped(name: str) -> bool:
     return not Path(name).suffix and not Path(name).exists()
 
 
-_ON_GPU = {"cuda": "", "tensorrt": "_int8"}
-"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only."""
+_BY_DEVICE = {
+    "cuda": "", "tensorrt": "_int8", "nvtensorrtrtx": "_int8", "openvino": "_int8_openvino", "coreml": "",
+    "directml": "", "qnn": "", "rocm": "", "migraphx": "", "webgpu": "",
+}  # fmt: skip
+"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only. Whether the
+others gain from INT8 was not measured, so they get the file that is right everywhere."""
 
 
 def model_file(name: str, backend: str, device: str = "auto") -> Path:
@@ -84,7 +88,7 @@ def model_file(name: str, backend: str, device: str = "auto") -> Path:
     """
     if not is_shipped(name):
         return Path(name)
-    flavour = _ON_GPU.get(device, BACKENDS[backend].flavour)
+    flavour = _BY_DEVICE.get(device, BACKENDS[backend].flavour)
     for candidate in (MODELS / f"{name}{flavour}.onnx", MODELS / f"{name}.onnx"):
         if candidate.is_file():
             return candidate

@@ -34,7 +34,7 @@ def test_upscales_with_the_shipped_file_and_says_how(script: Script, small: Path
     assert result["output"] == str(small.with_name("small_x4.png"))
     assert Image.open(result["output"]).size == (384, 256)
     assert (result["tiles"], result["exact"]) == (1, True)
-    assert set(result["seconds"]) == {"load", "preprocess", "inference", "postprocess"}
+    assert set(result["seconds"]) == {"load", "preprocess", "means", "inference", "postprocess"}
     assert report["engine"]["precision"].startswith("int8")
     assert report["chosen"]
     assert "engine" in done.stderr, "what is for people must not be mixed into the JSON"
@@ -143,9 +143,9 @@ def test_bad_input_ends_with_one_sentence_and_nothing_written(script: Script, sm
         ([small, "--engine", tmp_path / "nothing.onnx"], "There is no model at"),
         ([small, "--engine", "nothing"], "none of that name is shipped"),
         ([small, "--engine", tmp_path / "empty.onnx"], "is empty"),
-        ([small, "--engine", f"ort:{tmp_path / 'text.onnx'}"], "cannot load"),
-        ([small, "--engine", f"openvino:{tmp_path / 'text.onnx'}"], "cannot load"),
-        ([small, "--engine", f"ort:{tmp_path / 'truncated.onnx'}"], "cannot load"),
+        ([small, "--engine", f"ort:{tmp_path / 'text.onnx'}"], "damaged, or no ONNX file"),
+        ([small, "--engine", f"openvino:{tmp_path / 'text.onnx'}"], "damaged, or no ONNX file"),
+        ([small, "--engine", f"ort:{tmp_path / 'truncated.onnx'}"], "damaged, or no ONNX file"),
         ([small, "--engine", f"ort:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
         ([small, "--engine", f"openvino:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
         ([small, "--engine", f"ort:{tmp_path / 'two.onnx'}"], "no super-resolution network"),
