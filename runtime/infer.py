@@ -1,11 +1,13 @@
-"""Upscale pictures.
+"""Upscale pictures, and whole folders of them.
 
 python runtime/infer.py img.png
 python runtime/infer.py a.png b.jpg --engine openvino:gmin_x4.onnx -o results/
+python runtime/infer.py photos/ -o out/
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import closing
@@ -23,16 +25,24 @@ from runtime.errors import UserError
 from runtime.files import check_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from runtime.engines.contract import Engine
+    from runtime.folder import Plan
+    from runtime.steps import Options
 
 Device = Literal["auto", "cpu", "cuda"]
+Format = Literal["png", "jpg", "webp", "tiff", "bmp", "same"]
 
-app = new_app("Upscale pictures.")
+app = new_app("Upscale pictures, and whole folders of them.")
 
 
 @app.command()
 def main(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG, WebP, TIFF or BMP pictures.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER...", help="PNG, JPEG, WebP, TIFF, BMP or HEIF pictures, or folders."),
+    ],
     engine: Annotated[
         str,
         typer.Option(help="A model file, or the name of a shipped one; ort:FILE or openvino:FILE forces a back end."),
@@ -41,6 +51,31 @@ def main(
         Path | None,
         typer.Option("--output", "-o", help="Result: a file, or a folder. Default: IMAGE_x4.png beside each picture."),
     ] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Format of the results; same: that of each source. [default: png]")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of JPEG and WebP. [default: 95; WebP without loss]")
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option(min=2, max=4, help="2, 3 or 4; below the network's own, its result is reduced.")
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Final size instead of a scale: as large as fits in, say, 3840x2160."),
+    ] = None,
+    x8: Annotated[
+        bool, typer.Option("--x8", help="Mean over eight turns and mirrors: better, eight times slower.")
+    ] = False,
+    strip_metadata: Annotated[
+        bool, typer.Option("--strip-metadata", help="Write no EXIF and no XMP. The colour profile stays.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave pictures alone whose result is there.")
+    ] = False,
+    budget: Annotated[
+        str, typer.Option(help="Refuse pictures that take more decoded, with their result: 500M, 8G.")
+    ] = "8G",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     tile: Annotated[
@@ -50,75 +85,136 @@ def main(
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Upscale pictures. A picture that fails does not stop the others; the exit code is 3 then."""
+    """Upscale pictures. A picture that fails does not stop the others; the exit code is 3 then.
+
+    A folder is searched to the bottom and its tree is mirrored in the folder of the results, with a manifest there:
+    the same command, given again after it was stopped in any way, does what is left.
+    """
     if tile is not None and 0 < tile <= overlap:
         raise UserError(f"--tile {tile} must be larger than --overlap {overlap}.")
+    if scale is not None and fit is not None:
+        raise UserError("--scale and --fit contradict each other; give one.")
     for image in images:
-        if not image.is_file():
+        if not image.is_file() and not image.is_dir():
             raise UserError(f"There is no picture at {image}.")
+    from runtime.ensemble import SelfEnsemble
     from runtime.selection import open_fastest
+    from runtime.steps import Options, check_options
 
+    options = Options(tile, overlap, scale, _box(fit), x8, quality, strip_metadata, _bytes(budget))
     started = time.perf_counter()
     opened, reason = open_fastest(engine, device=device, threads=threads)
     load = time.perf_counter() - started
-    with closing(opened):
-        targets = _targets(images, output, opened.info.scale)
+    with closing(SelfEnsemble(opened) if x8 else opened) as asked:
+        plan = _plan(images, output, file_format, options, opened.info.scale)
+        check_options(options, {job.target.suffix for job in plan.jobs}, opened.info.scale)
         say(f"engine {opened.info.engine} on {opened.info.backend}, {opened.info.device} ({reason})",
             quiet=quiet, json_target=json_target)  # fmt: skip
-        results = []
-        for image, target in zip(images, targets, strict=True):
-            results.append(_one(opened, image, target, tile, overlap, quiet=quiet or json_target == "-"))
-            say(_sentence(results[-1]), quiet=quiet, json_target=json_target)
+        is_folder_run = any(image.is_dir() for image in images)
+        started = time.perf_counter()
+        if is_folder_run:
+            results = _folder_run(plan, asked, options, skip_existing, quiet=quiet or json_target == "-")
+        else:
+            results = []
+            with closing(_watched(plan, asked, options, skip_existing, quiet=quiet or json_target == "-")) as finished:
+                for result in finished:
+                    results.append(result)
+                    say(_sentence(result), quiet=quiet, json_target=json_target)
+        seconds = time.perf_counter() - started
     failed = [result for result in results if "error" in result]
     payload = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load, "results": results}
+    if is_folder_run:
+        skipped = sum("skipped" in result for result in results)
+        done = len(results) - len(failed) - skipped
+        payload["summary"] = {"done": done, "skipped": skipped, "failed": len(failed), "no_pictures": plan.ignored,
+                              "seconds": seconds}  # fmt: skip
+        say(f"{plan.root}: {done} upscaled, {skipped} were there, {len(failed)} failed; {seconds:.1f} s",
+            quiet=quiet, json_target=json_target)  # fmt: skip
     write_json(payload, json_target)
-    if failed and len(images) == 1:
+    if failed and len(results) == 1:
         raise UserError(failed[0]["error"])
     if failed:
         for result in failed:
             typer.echo(f"error: {result['error']}", err=True)
-        raise SystemExit(2 if len(failed) == len(images) else 3)
+        raise SystemExit(2 if len(failed) == len(results) else 3)
 
 
-def _one(engine: Engine, image: Path, target: Path, tile: int | None, overlap: int, *, quiet: bool) -> dict[str, Any]:
+def _plan(images: list[Path], output: Path | None, file_format: Format | None, options: Options, scale: int) -> Plan:
+    from runtime.folder import Job, Plan, plan_folders
+
+    label = f"{options.fit[0]}x{options.fit[1]}" if options.fit else f"x{options.scale or scale}"
+    folders = [image for image in images if image.is_dir()]
+    if not folders:
+        targets = _targets(images, output, label, file_format)
+        return Plan(Path(), tuple(Job(i, t, str(i), str(t)) for i, t in zip(images, targets, strict=True)))
+    if output is None and len(images) > 1:
+        raise UserError("Name a folder for the results of several folders with -o.")
+    root = output if output is not None else Path(f"{folders[0].resolve()}_{label}")
+    plan = plan_folders(images, root, label=label, ending=_ending(file_format))
+    if not plan.jobs and not plan.refused:
+        raise UserError(f"There is no picture at {folders[0]}: nothing in that folder ends like one.")
+    if not root.is_dir():
+        if root.suffix:
+            raise UserError(f"{root} is no folder; the results of a folder need one.")
+        if not root.parent.is_dir():
+            raise UserError(f"Cannot write into {root}: the folder {root.parent} does not exist.")
+        root.mkdir()
+    return plan
+
+
+def _folder_run(
+    plan: Plan, engine: Engine, options: Options, skip_existing: bool, *, quiet: bool
+) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
-    from runtime.images import check_output_format, read_picture, write_picture
-    from runtime.upscale import upscale
+    from runtime.batch import run_batch
+    from runtime.engines.opening import model_of
+    from runtime.folder import sweep
+    from runtime.manifest import open_manifest
+    from runtime.steps import options_hash
 
-    try:
-        started = time.perf_counter()
-        picture = read_picture(image)
-        check_output_format(target, alpha=picture.alpha is not None)
-        read = time.perf_counter() - started
-        with tqdm(unit="tile", leave=False, disable=True if quiet else None) as bar:  # None: only on a terminal
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            result = upscale(engine, picture, tile=tile, overlap=overlap, progress=progress)
-        started = time.perf_counter()
-        write_picture(target, result.picture)
-        result.seconds.load += read
-        result.seconds.postprocess += time.perf_counter() - started
-    except UserError as error:
-        return {"input": str(image), "error": str(error)}
-    height, width = result.picture.colour.shape[:2]
-    return {
-        "input": str(image),
-        "output": str(target),
-        "width": width,
-        "height": height,
-        "tiles": result.tiles,
-        "tile": result.tile,
-        "overlap": result.overlap,
-        "exact": result.exact,
-        "seconds": asdict(result.seconds),
-    }
+    results = [{"input": str(source), "error": reason} for source, reason in plan.refused]
+    with open_manifest(plan.root) as manifest:
+        sweep(plan)
+        sum_of_options = options_hash(options, engine, model_of(engine.info.engine))
+        run = run_batch(plan, engine, options, manifest=manifest, options_sha256=sum_of_options,
+                        skip_existing=skip_existing)  # fmt: skip
+        bar = tqdm(total=len(plan.jobs), unit="picture", disable=True if quiet else None)  # None: only on a terminal
+        try:
+            with closing(run), bar:
+                for result in run:
+                    results.append(result)
+                    bar.update()
+        except KeyboardInterrupt:
+            if not quiet:
+                typer.echo(f"interrupted after {len(results)} of {len(plan.jobs)}; the same command goes on", err=True)
+            raise
+        manifest.finish()
+    return results
 
 
-def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
+def _watched(
+    plan: Plan, engine: Engine, options: Options, skip_existing: bool, *, quiet: bool
+) -> Generator[dict[str, Any], None, None]:
+    """Pictures that were named one by one, with a bar over the tiles of each."""
+    from tqdm import tqdm
+
+    from runtime.batch import run_batch
+
+    with tqdm(unit="tile", leave=False, disable=True if quiet else None) as bar:  # None: only on a terminal
+
+        def progress(done: int, total: int) -> None:
+            if done == 1:
+                bar.reset(total)
+            bar.update(done - bar.n)
+
+        with closing(run_batch(plan, engine, options, skip_existing=skip_existing, progress=progress)) as run:
+            for result in run:
+                bar.clear()
+                yield result
+
+
+def _targets(images: list[Path], output: Path | None, label: str, file_format: Format | None) -> list[Path]:
     """One path per picture, all different and none of them a source."""
     from runtime.images import check_output_format
 
@@ -130,9 +226,14 @@ def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
             raise UserError(f"Cannot write into {folder}: the folder {folder.parent} does not exist.")
         folder.mkdir()
     if output is not None and folder is None:
+        if file_format not in (None, "same") and check_output_format(output) != check_output_format(
+            Path(f"x.{file_format}")
+        ):
+            raise UserError(f"{output} and --format {file_format} contradict each other; give one.")
         targets = [output]
     else:
-        targets = [(folder or image.parent) / f"{image.stem}_x{scale}.png" for image in images]
+        ending = _ending(file_format)
+        targets = [(folder or image.parent) / f"{image.stem}_{label}{ending or _same(image)}" for image in images]
     sources = {image.resolve() for image in images}
     seen: set[Path] = set()
     for target in targets:
@@ -146,14 +247,44 @@ def _targets(images: list[Path], output: Path | None, scale: int) -> list[Path]:
     return targets
 
 
+def _ending(file_format: Format | None) -> str | None:
+    """The ending of the results, or None for that of each source."""
+    return None if file_format == "same" else f".{file_format or 'png'}"
+
+
+def _same(image: Path) -> str:
+    from runtime.images import same_ending
+
+    return same_ending(image)
+
+
+def _box(fit: str | None) -> tuple[int, int] | None:
+    if fit is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", fit)
+    if match is None:
+        raise UserError(f"--fit {fit} is no size; write it as 3840x2160.")
+    return int(match[1]), int(match[2])
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip().upper())
+    if match is None or not int(match[1]):
+        raise UserError(f"--budget {text} is no number of bytes; write it as 500M or 8G.")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
+
+
 def _sentence(result: dict[str, Any]) -> str:
     if "error" in result:
         return f"{result['input']}: failed"
+    if "skipped" in result:
+        return f"{result['output']}: left alone, {result['skipped']}"
     seconds = result["seconds"]
-    tiles = "whole" if result["tiles"] == 1 else f"{result['tiles']} tiles of {result['tile']}"
+    tiles = "whole" if result["tiles"] <= 1 else f"{result['tiles']} tiles of {result['tile']}"
     exact = "exact" if result["exact"] else "approximate: this network sees the whole picture, or further than a tile"
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-    return f"{result['output']}: {result['width']}x{result['height']}, {tiles} ({exact}); {times}"
+    notes = "".join(f"; {note}" for note in result.get("notes", ()))
+    return f"{result['output']}: {result['width']}x{result['height']}, {tiles} ({exact}){notes}; {times}"
 
 
 if __name__ == "__main__":
