@@ -99,6 +99,9 @@ def decode_picture(content: bytes, name: str, *, scale: int = 1, budget_bytes: i
 def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
     import cv2
 
+    directory = read_directory(content) if header.kind == "TIFF" else None
+    if header.kind == "TIFF":
+        content = set_upright(content)  # OpenCV would turn these, and these alone, by itself
     try:
         pixels, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(content, np.uint8), flags=cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -109,8 +112,9 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
         raise UserError(f"{name} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
     found = {int(k): np.asarray(blob).tobytes() for k, blob in zip(kinds, blobs, strict=True)}
     found[_EXIF] = found.get(_EXIF, b"").removeprefix(b"Exif\0\0")
-    directory = read_directory(content if header.kind == "TIFF" else found[_EXIF])
-    if header.kind == "TIFF" and directory is not None:
+    if directory is None:
+        directory = read_directory(found[_EXIF])
+    else:
         found = {k: directory.tags.get(tag, (0, b""))[1] for k, tag in ((_ICC, ICC_PROFILE), (_XMP, XMP))}
         found[_EXIF] = exif_of(directory)
     pixels = _orient(pixels, (directory.number(ORIENTATION) if directory else None) or 1)
