@@ -1,5 +1,6 @@
 """Pictures in and out, checked by Pillow, an independent reader."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_a_grey_profile_is_not_put_on_colour(tmp_path: Path) -> None:
         assert ("icc_profile" in Image.open(tmp_path / "a.png").info) == (alpha is None)
 
 
+@functools.cache  # it holds the second in which it was made
 def rgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
