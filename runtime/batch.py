@@ -40,16 +40,18 @@ def overlapped(
     compute: Callable[[L], C],
     write: Callable[[J, C], R],
     size_bytes: Callable[[C], int] = lambda _: 0,
+    *,
+    writers: int = WRITERS,
 ) -> Generator[tuple[J, R | Exception], None, None]:
     """Run three steps over many jobs, each step in its own thread; results come in the order of the jobs.
 
     ``compute`` runs in the calling thread. An exception of a step is the result of that job alone; what is no
-    ``Exception`` (Ctrl-C) ends the run after the writes that have begun.
+    ``Exception`` (Ctrl-C) ends the run after the writes that have begun. With one of ``writers`` they begin in order.
     """
     remaining = iter(jobs)
     reads: deque[tuple[J, Future[L]]] = deque()
     writes: deque[tuple[J, Future[R], int]] = deque()
-    with ThreadPoolExecutor(1, "decode") as reader, ThreadPoolExecutor(WRITERS, "encode") as writer:
+    with ThreadPoolExecutor(1, "decode") as reader, ThreadPoolExecutor(writers, "encode") as writer:
         try:
             while True:
                 reads.extend((job, reader.submit(read, job)) for job in islice(remaining, AHEAD - len(reads) + 1))
@@ -70,7 +72,7 @@ def overlapped(
                 writes.append((job, finished, size))
                 while writes and (
                     writes[0][1].done()
-                    or len(writes) > WRITERS + 1
+                    or len(writes) > writers + 1
                     or (len(writes) > 1 and sum(waiting for _, _, waiting in writes) > UNWRITTEN_BYTES)
                 ):
                     job, finished, _ = writes.popleft()
@@ -122,7 +124,7 @@ def run_batch(
         if (
             entry is not None
             and (entry.status, entry.input_sha256, entry.options_sha256) == ("done", sha256, options_sha256)
-            and _sha256(job.target) == entry.output_sha256
+            and file_sha256(job.target) == entry.output_sha256
         ):
             return None, sha256, "done before"
         try:
@@ -147,7 +149,7 @@ def run_batch(
             make_parent(job, plan.root)
         result = store(job.source, job.target, computed, options)
         if manifest is not None:
-            manifest.add(Entry(job.name, job.result, sha256, options_sha256, "done", _sha256(job.target)))
+            manifest.add(Entry(job.name, job.result, sha256, options_sha256, "done", file_sha256(job.target)))
         return result
 
     def size_bytes(value: tuple[Computed | None, str, str]) -> int:
@@ -221,7 +223,7 @@ def _content(path: Path, budget_bytes: int) -> bytes:
         raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The sum of a file; "" where it is not there, or is a link."""
     if path.is_symlink() or not path.is_file():
         return ""

@@ -1,8 +1,9 @@
-"""Upscale pictures, and whole folders of them.
+"""Upscale pictures, whole folders of them, and videos.
 
 python runtime/infer.py img.png
 python runtime/infer.py a.png b.jpg --engine openvino:gmin_x4.onnx -o results/
 python runtime/infer.py photos/ -o out/
+python runtime/infer.py clip.mp4
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Format = Literal["png", "jpg", "webp", "tiff", "bmp", "same"]
 
-app = new_app("Upscale pictures, and whole folders of them.")
+app = new_app("Upscale pictures, whole folders of them, and videos.")
 
 
 @app.command()
 def main(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE|FOLDER...", help="PNG, JPEG, WebP, TIFF, BMP or HEIF pictures, or folders."),
+        typer.Argument(
+            metavar="IMAGE|FOLDER|VIDEO...",
+            help="PNG, JPEG, WebP, TIFF, BMP or HEIF pictures, folders of them, or MP4, MOV, MKV, WebM or AVI videos.",
+        ),
     ],
     engine: Annotated[
         str,
@@ -76,6 +80,10 @@ def main(
     budget: Annotated[
         str, typer.Option(help="Refuse pictures that take more decoded, with their result: 500M, 8G.")
     ] = "8G",
+    encoder: Annotated[
+        str,
+        typer.Option(help="Of videos, as FFmpeg names it. Default: a hardware encoder that works here, or libx264."),
+    ] = "auto",
     device: Annotated[Device, typer.Option(help="Where to compute.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     tile: Annotated[
@@ -106,6 +114,10 @@ def main(
     opened, reason = open_fastest(engine, device=device, threads=threads)
     load = time.perf_counter() - started
     with closing(SelfEnsemble(opened) if x8 else opened) as asked:
+        if any(_is_video(image) for image in images):
+            chosen = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load}
+            _videos(images, output, asked, options, encoder, chosen, json_target=json_target, quiet=quiet)
+            return
         plan = _plan(images, output, file_format, options, opened.info.scale)
         check_options(options, {job.target.suffix for job in plan.jobs}, opened.info.scale)
         say(f"engine {opened.info.engine} on {opened.info.backend}, {opened.info.device} ({reason})",
@@ -139,10 +151,86 @@ def main(
         raise SystemExit(2 if len(failed) == len(results) else 3)
 
 
+def _is_video(path: Path) -> bool:
+    from runtime.video import ENDINGS
+
+    return path.suffix.lower() in ENDINGS and not path.is_dir()
+
+
+def _videos(
+    videos: list[Path],
+    output: Path | None,
+    engine: Engine,
+    options: Options,
+    encoder: str,
+    payload: dict[str, Any],
+    *,
+    json_target: str | None,
+    quiet: bool,
+) -> None:
+    from tqdm import tqdm
+
+    from runtime.engines.opening import model_of
+    from runtime.steps import check_options, options_hash
+    from runtime.video import ENDINGS, upscale_video
+
+    if not all(_is_video(path) for path in videos):
+        raise UserError("Give videos and pictures to two commands: they have other options.")
+    check_options(options, {".jpg"}, engine.info.scale)
+    label = _label(options, engine.info.scale)
+    endings = [ENDINGS[path.suffix.lower()] for path in videos]
+    if output is not None and (output.is_dir() or len(videos) > 1 or not output.suffix):
+        if not output.is_dir():
+            raise UserError(f"{output} is no folder for the videos; make it first.")
+        targets = [output / f"{v.stem}_{label}{ending}" for v, ending in zip(videos, endings, strict=True)]
+    elif output is not None:
+        if output.suffix.lower() != endings[0]:
+            raise UserError(f"{output} must end in {endings[0]}: what else the video carries is copied as it is.")
+        targets = [output]
+    else:
+        targets = [v.with_name(f"{v.stem}_{label}{ending}") for v, ending in zip(videos, endings, strict=True)]
+    for target in targets:
+        check_writable(target)
+        if target.resolve() in {video.resolve() for video in videos} or targets.count(target) > 1:
+            raise UserError(f"{target} is a source or the result of two videos; name another -o.")
+    sum_of_options = options_hash(options, engine, model_of(engine.info.engine))
+    results: list[dict[str, Any]] = []
+    for video, target in zip(videos, targets, strict=True):
+        with tqdm(unit="frame", leave=False, disable=True if quiet or json_target == "-" else None) as bar:
+
+            def tell(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total or None
+                bar.update(done - bar.n)
+
+            try:
+                result = upscale_video(
+                    video, target, engine, options, options_sha256=sum_of_options, encoder=encoder, tell=tell
+                )
+            except UserError as error:
+                if len(videos) == 1:
+                    raise
+                result = {"input": str(video), "error": str(error)}
+        results.append(result)
+        notes = "".join(f"; {note}" for note in result.get("notes", ()))
+        say(f"{video}: failed" if "error" in result else f"{target}: {result['width']}x{result['height']}, "
+            f"{result['frames']} frames by {result['encoder']}{notes}", quiet=quiet, json_target=json_target)  # fmt: skip
+    write_json({**payload, "results": results}, json_target)
+    failed = [result for result in results if "error" in result]
+    for result in failed:
+        typer.echo(f"error: {result['error']}", err=True)
+    if failed:
+        raise SystemExit(2 if len(failed) == len(results) else 3)
+
+
+def _label(options: Options, scale: int) -> str:
+    """What is put behind the name of a result."""
+    return f"{options.fit[0]}x{options.fit[1]}" if options.fit else f"x{options.scale or scale}"
+
+
 def _plan(images: list[Path], output: Path | None, file_format: Format | None, options: Options, scale: int) -> Plan:
     from runtime.folder import Job, Plan, plan_folders
 
-    label = f"{options.fit[0]}x{options.fit[1]}" if options.fit else f"x{options.scale or scale}"
+    label = _label(options, scale)
     folders = [image for image in images if image.is_dir()]
     if not folders:
         targets = _targets(images, output, label, file_format)
