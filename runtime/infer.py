@@ -212,8 +212,11 @@ def _videos(
                 result = {"input": str(video), "error": str(error)}
         results.append(result)
         notes = "".join(f"; {note}" for note in result.get("notes", ()))
-        say(f"{video}: failed" if "error" in result else f"{target}: {result['width']}x{result['height']}, "
-            f"{result['frames']} frames by {result['encoder']}{notes}", quiet=quiet, json_target=json_target)  # fmt: skip
+        sentence = f"{video}: failed"
+        if "error" not in result:
+            size = f"{result['width']}x{result['height']}"
+            sentence = f"{target}: {size}, {result['frames']} frames by {result['encoder']}{notes}"
+        say(sentence, quiet=quiet, json_target=json_target)
     write_json({**payload, "results": results}, json_target)
     failed = [result for result in results if "error" in result]
     for result in failed:

@@ -1,7 +1,7 @@
 """Videos, frame by frame: sound, subtitles, time stamps and colour tags stay as they were. Needs PyAV.
 
 Frames are written in segments beside the result, each whole or not there. The same command, given again after it was
-stopped, upscales what is missing; then the segments are joined with what else the source carried, encoding nothing anew.
+stopped, upscales what is missing; then the segments are joined with what else the source carried, nothing encoded anew.
 """
 
 from __future__ import annotations
@@ -151,7 +151,6 @@ def _av() -> Any:
         import av
     except ImportError as error:
         raise UserError("Videos need PyAV, which is not installed: pip install 'gmin-edge[video]'.") from error
-    av.logging.set_level(av.logging.FATAL)  # FFmpeg's own lines would tear the progress bar; errors are exceptions
     return av
 
 
@@ -434,11 +433,8 @@ def _join(av: Any, segments: list[Path], source: Path, target: Path, facts: Fact
             with suppress(AttributeError, NotImplementedError):
                 result.set_chapters(original.chapters())
             packets = heapq.merge(
-                ((_seconds(p), 0, i, p, video) for i, p in enumerate(_packets(av, segments))),
-                *(
-                    ((_seconds(p), index, i, p, copy) for i, p in enumerate(_copied(av, source, index)))
-                    for index, copy in copies.items()
-                ),
+                _timed(_packets(av, segments), 0, video),
+                *(_timed(_copied(av, source, index), index + 1, copy) for index, copy in copies.items()),
                 key=lambda item: item[:3],
             )
             for _, _, _, packet, stream in packets:
@@ -460,6 +456,11 @@ def _copied(av: Any, source: Path, index: int) -> Iterator[Any]:
         for packet in container.demux(container.streams[index]):
             if packet.dts is not None or packet.pts is not None:
                 yield packet
+
+
+def _timed(packets: Iterator[Any], order: int, stream: Any) -> Iterator[tuple[Fraction, int, int, Any, Any]]:
+    for i, packet in enumerate(packets):
+        yield _seconds(packet), order, i, packet, stream
 
 
 def _seconds(packet: Any) -> Fraction:

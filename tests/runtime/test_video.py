@@ -69,12 +69,12 @@ def with_subtitles(source: Path, target: Path) -> Path:
     lines = target.with_suffix(".srt")
     lines.write_text("1\n00:00:00,050 --> 00:00:00,250\nGuten Tag\n\n")
     with av.open(str(source)) as clip, av.open(str(lines)) as text, av.open(str(target), "w") as result:
-        streams: dict[Any, Any] = {s: result.add_stream_from_template(s) for s in (*clip.streams, *text.streams)}
-        streams[text.streams[0]].metadata["language"] = "deu"
-        for container in (clip, text):
+        streams = [[result.add_stream_from_template(stream) for stream in c.streams] for c in (clip, text)]
+        streams[1][0].metadata["language"] = "deu"
+        for container, copies in zip((clip, text), streams, strict=True):
             for packet in container.demux():
                 if packet.dts is not None:
-                    packet.stream = streams[packet.stream]
+                    packet.stream = copies[packet.stream.index]
                     result.mux(packet)
     return target
 
