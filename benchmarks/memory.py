@@ -35,7 +35,7 @@ def peak_memory_mb(spec: str, size: Size, *, threads: int) -> float | None:
     return result
 
 
-def _highest(field: str) -> float | None:
+def resident_mb(field: str) -> float | None:
     """Resident memory of this process in 10^6 bytes, now (VmRSS) or at its highest (VmHWM).
 
     Linux only. ``getrusage`` would answer elsewhere too, but its peak survives exec: a child of a large process starts
@@ -54,13 +54,13 @@ def _measure(spec: str, size: Size, threads: int) -> float | None:
     import numpy as np
 
     batch = np.random.default_rng(0).random((1, 3, size.height, size.width), dtype=np.float32)
-    before = _highest("VmRSS")
+    before = resident_mb("VmRSS")
     from benchmarks.exported import open_timed
 
     with closing(open_timed(spec, threads=threads).engine) as engine:
         engine.infer(batch)
         engine.infer(batch)
-    after = _highest("VmHWM")
+    after = resident_mb("VmHWM")
     return None if before is None or after is None else round(after - before, 1)
 
 

@@ -116,6 +116,8 @@ def main(
     with closing(SelfEnsemble(opened) if x8 else opened) as asked:
         if any(_is_video(image) for image in images):
             chosen = {"schema": 1, "engine": asdict(opened.info), "chosen": reason, "load_seconds": load}
+            if file_format is not None or skip_existing:
+                raise UserError("--format and --skip-existing are for pictures; leave them out for videos.")
             _videos(images, output, asked, options, encoder, chosen, json_target=json_target, quiet=quiet)
             return
         plan = _plan(images, output, file_format, options, opened.info.scale)

@@ -34,6 +34,8 @@ ENDINGS = {".mp4": ".mp4", ".m4v": ".m4v", ".mov": ".mov", ".mkv": ".mkv", ".web
 HARDWARE = ("h264_nvenc", "h264_videotoolbox", "h264_qsv", "h264_amf", "h264_v4l2m2m")
 SOFTWARE = "libx264"
 SEGMENT_FRAMES = 240
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,nut"
+"""What a file may be, whatever it is called: no playlists, which name other files."""
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 _CONVERSIONS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace to swscale's tables
 _SD_HEIGHT = 720  # players take untagged video below this height for BT.601, else for BT.709
@@ -158,8 +160,7 @@ def _opened(av: Any, path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"There is no video at {path}.")
     try:
-        # a local file and nothing that it names: no playlists, no network
-        return av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
+        return av.open(str(path.resolve()), options={"protocol_whitelist": "file", "format_whitelist": _DEMUXERS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a video: {_reason(error)}.") from error
 

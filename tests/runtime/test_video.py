@@ -175,11 +175,11 @@ def test_hdr_is_refused_with_a_word(tmp_path: Path, transfer: int, name: str) ->
 def test_bad_videos_and_options_leave_nothing(tmp_path: Path) -> None:
     good = clip(tmp_path / "good.mp4")
     (tmp_path / "text.mp4").write_text("no video")
-    (tmp_path / "list.mkv").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
+    (tmp_path / "list.mkv").write_text(f"ffconcat version 1.0\nfile {good}\n")  # a playlist would be followed
     (tmp_path / "cut.mp4").write_bytes(good.read_bytes()[:300])
     cases: list[tuple[str, dict[str, Any], Options, str]] = [
         ("text.mp4", {}, Options(), "cannot be read as a video"),
-        ("list.mkv", {}, Options(), "cannot be read|no video|cannot be decoded|damaged"),
+        ("list.mkv", {}, Options(), "cannot be read as a video"),
         ("cut.mp4", {}, Options(), "cannot be read as a video"),
         ("good.mp4", {"encoder": "nothing"}, Options(), "not part of this FFmpeg"),
         ("good.mp4", {}, Options(budget_bytes=1000), "more than the budget"),
