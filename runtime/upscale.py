@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from runtime.engines.contract import Batch, CuttableEngine, Engine, PixelEngine, infer_each
+from runtime.engines.contract import Batch, CuttableEngine, Engine, EngineInfo, PixelEngine, infer_each
 from runtime.errors import UserError
 from runtime.global_means import MeanGraphs, take_apart
 from runtime.images import Picture, Pixels
@@ -59,6 +59,7 @@ def upscale(
     tile: int | None = None,
     overlap: int = DEFAULT_OVERLAP,
     tiling: TilingMode = "fast",
+    smaller: bool = True,
     progress: Progress | None = None,
 ) -> Upscaled:
     """Upscale a picture by the engine's scale.
@@ -73,6 +74,8 @@ def upscale(
         tiling: "fast" takes the global means of a network (GMIN has seven) tile by tile and blends the tiles; "exact"
             collects the means of the whole picture first and gives every tile as much context as the network sees, so
             that the pixels are those of the whole picture up to rounding. It costs several times the time.
+        smaller: take smaller tiles where the engine cannot get the memory. False where a run must give the same bytes
+            on a full machine too: it fails then.
         progress: told after each tile.
 
     Raises:
@@ -83,7 +86,7 @@ def upscale(
     """
     height, width = picture.colour.shape[:2]
     if tile is None:
-        tile = _default_tile(engine, height, width)
+        tile = default_tile(height, width, engine.info, free=int(free_bytes() * SHARE))
     while True:
         try:
             seconds = Seconds()
@@ -91,7 +94,7 @@ def upscale(
             break
         except TooMuchMemoryError:
             side = tile or max(height, width)
-            if side <= SMALLEST_TILE:
+            if side <= SMALLEST_TILE or not smaller:
                 raise
             tile, _ = halved((side, side))
     started = time.perf_counter()
@@ -132,17 +135,21 @@ def within_accepted(engine: Engine, sides: tuple[int, int], margin: int = 0) -> 
     return fitting
 
 
-def _default_tile(engine: Engine, height: int, width: int) -> int:
-    """0, the picture in one piece, where it is small, the engine takes it and the memory suffices; else a side."""
-    pixels, accepts = height * width, engine.info.accepts
-    if accepts is not None:  # a plan: what is free on the host does not matter to it
-        smallest, largest = accepts
+def default_tile(height: int, width: int, info: EngineInfo | None = None, *, free: int | None = None) -> int:
+    """0, the picture in one piece, where it is small, the engine takes it and the memory suffices; else a side.
+
+    Without ``free``, in bytes, the memory does not count: the same picture gives the same tiles on a full machine too.
+    """
+    pixels = height * width
+    if info is not None and info.accepts is not None:  # a plan: what is free on the host does not matter to it
+        smallest, largest = info.accepts
         if height <= largest[0] and width <= largest[1] and pixels <= WHOLE_PIXELS:
             return 0
         return min(largest) if smallest == largest else min(DEFAULT_TILE, *largest)
-    free = int(free_bytes() * SHARE)
-    if pixels <= WHOLE_PIXELS and pixels * TILE_BYTES_PER_PIXEL <= free:
+    if pixels <= WHOLE_PIXELS and (free is None or pixels * TILE_BYTES_PER_PIXEL <= free):
         return 0
+    if free is None:
+        return DEFAULT_TILE
     sides = (DEFAULT_TILE, 192, 128, 96)
     return next((side for side in sides if side * side * TILE_BYTES_PER_PIXEL <= free), SMALLEST_TILE)
 
@@ -279,7 +286,7 @@ def _graphs(engine: Engine) -> MeanGraphs | None:
         return None
     if not isinstance(engine, CuttableEngine) or engine.path.suffix.lower() != ".onnx":
         raise UserError(
-            f"Exact tiles need an .onnx file in ONNX Runtime or OpenVINO, not {engine.info.engine} in "
+            f"Exact tiles need an .onnx file in ONNX Runtime or OpenVINO, without --x8, not {engine.info.engine} in "
             f"{engine.info.backend}: use --tiling fast, or --tile 0 for the picture in one piece."
         )
     return take_apart(read_onnx(engine.path.read_bytes()))

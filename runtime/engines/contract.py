@@ -113,6 +113,19 @@ def infer_each(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch, Non
     yield from engine.infer_each(batches) if isinstance(engine, StreamingEngine) else map(engine.infer, batches)
 
 
+@runtime_checkable
+class ShapedEngine(Engine, Protocol):
+    """An engine that prepares for sizes it sees often, and whose last bits depend on that. Optional.
+
+    Left alone, such an engine may give other bits for a picture after other pictures; a run that must give the same
+    bytes after an interruption says beforehand what will come.
+    """
+
+    def expect(self, shape: tuple[int, ...] | None) -> None:
+        """From now on prepare for batches of exactly this shape and for no other; None for none."""
+        ...
+
+
 def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str, device: str, scale: int) -> EngineInfo:
     """Describe an engine from what the exporter wrote into the file; a foreign file is taken with caution."""
     return EngineInfo(

@@ -96,6 +96,15 @@ def model_file(name: str, backend: str, device: str = "auto") -> Path:
     raise UserError(f"There is no model at {name}, and none of that name is shipped (shipped: {shipped}).")
 
 
+def model_of(spec: str, device: str = "auto") -> Path:
+    """The file that ``open_engine`` opens for ``spec`` on ``device``.
+
+    Raises:
+        UserError: as ``candidates`` and ``model_file``.
+    """
+    return model_file(split_prefix(spec)[1], candidates(spec)[0], device)
+
+
 def candidates(spec: str) -> list[str]:
     """Back ends that could run ``spec`` here, best guess first.
 

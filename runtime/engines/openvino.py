@@ -79,6 +79,8 @@ class OpenVinoEngine:
         self._one_size: Any = None
         self._one_shape: tuple[int, ...] = ()
         self._last_shape: tuple[int, ...] = ()
+        self._expected: tuple[int, ...] | None = None
+        self._told = False
         self.path = path
         self._takes_pixels = compiled.input(0).element_type.get_type_name() == "u8"
         metadata = _metadata(model)
@@ -117,6 +119,15 @@ class OpenVinoEngine:
 
         return run
 
+    def expect(self, shape: tuple[int, ...] | None) -> None:
+        """Compile for this shape, when it first comes, and for no other: results then do not depend on what ran before.
+
+        The two compiled networks differ in the last bits: by 0.016 of 1 in bf16, by 0.005 in INT8.
+        """
+        self._expected, self._told = shape, True
+        if shape != self._one_shape:
+            self._one_size, self._one_shape = None, ()
+
     def close(self) -> None:
         """Free the compiled networks."""
         self._any_size = self._one_size = self._model = None
@@ -127,7 +138,8 @@ class OpenVinoEngine:
         The INT8 file took 180 ms compiled for any shape and 149 ms for its own (320×180, two threads); compiling takes
         0.7 s, which one picture does not earn back.
         """
-        if shape == self._last_shape and shape != self._one_shape and self._model.is_dynamic():
+        often = shape == self._expected if self._told else shape == self._last_shape
+        if often and shape != self._one_shape and self._model.is_dynamic():
             fixed = self._model.clone()
             fixed.reshape(list(shape))
             compiled = self._core.compile_model(fixed, "CPU", self._settings)

@@ -63,12 +63,52 @@ def onnx_load() -> Target:
 
 def exif() -> Target:
     """The tags of EXIF and TIFF that are read and changed."""
-    from runtime import images
+    from runtime.tiff_tags import ORIENTATION, exif_of, read_directory, set_upright
 
     def run(content: bytes) -> None:
-        images._format(content)
-        images._tiff_tag(content, 0x0112)
-        assert len(images._upright(content)) == len(content)
+        directory = read_directory(content)
+        if directory is not None:
+            directory.number(ORIENTATION)
+            read_directory(exif_of(directory))
+        assert len(set_upright(content)) == len(content)
+
+    return run
+
+
+def header() -> Target:
+    """What is read of a picture before it is decoded."""
+    from runtime.errors import UserError
+    from runtime.headers import check_budget, read_header
+    from runtime.picture_check import png_fault
+
+    def run(content: bytes) -> None:
+        found = read_header(content)
+        png_fault(content)
+        if found is not None:
+            try:
+                check_budget(found, "picture", scale=4, budget_bytes=1 << 30)
+            except UserError:
+                return
+
+    return run
+
+
+def manifest() -> Target:
+    """The manifest of a folder run."""
+    from runtime.errors import UserError
+    from runtime.manifest import read_manifest
+
+    path = scratch_folder() / "manifest.jsonl"
+
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            entries = read_manifest(path)
+        except UserError:
+            return
+        for name, entry in entries.items():
+            assert name == entry.output
+            assert ".." not in name.split("/")
 
     return run
 
@@ -90,8 +130,11 @@ def picture() -> Target:
     return run
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"onnx": onnx, "onnx_load": onnx_load, "exif": exif, "picture": picture}
-"""By name. A manifest or a configuration is one function here and one folder of seeds."""
+TARGETS: dict[str, Callable[[], Target]] = {
+    "onnx": onnx, "onnx_load": onnx_load, "exif": exif, "header": header, "picture": picture, "manifest": manifest,
+}  # fmt: skip
+"""By name. Another kind of file is one function here and one folder of seeds."""
+_SEEDS = {"onnx_load": "onnx", "header": "picture"}
 
 
 def scratch_folder() -> Path:
@@ -104,7 +147,7 @@ def scratch_folder() -> Path:
 
 def seeds(target: str) -> list[bytes]:
     """The corpus of a target, in order."""
-    folder = CORPUS / target.removesuffix("_load")
+    folder = CORPUS / _SEEDS.get(target, target)
     return [path.read_bytes() for path in sorted(folder.iterdir())] or [b""]
 
 
@@ -175,7 +218,7 @@ def guided(target: str, runs: int) -> None:
 
     with atheris.instrument_imports(include=["runtime"]):
         run = TARGETS[target]()
-    folder = CORPUS / target.removesuffix("_load")
+    folder = CORPUS / _SEEDS.get(target, target)
     with tempfile.TemporaryDirectory() as grown:
         options = [f"-runs={runs}", "-timeout=2", "-rss_limit_mb=1024", f"-max_len={MAX_LENGTH}", "-verbosity=1"]
         atheris.Setup([sys.argv[0], *options, grown, str(folder)], run)

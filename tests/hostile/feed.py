@@ -57,13 +57,21 @@ def checkpoint(path: Path) -> None:
     load_checkpoint(create("gmin_x4"), path)
 
 
-FEED = {"picture": picture, "streamed": streamed, "model": model, "checkpoint": checkpoint}
+def manifest(path: Path) -> None:
+    """Read what a folder run left behind."""
+    from runtime.manifest import read_manifest
+
+    read_manifest(path)
+
+
+FEED = {"picture": picture, "streamed": streamed, "model": model, "checkpoint": checkpoint, "manifest": manifest}
 
 LIBRARIES = {
     "picture": ["cv2"],
     "streamed": ["pyvips", "tifffile"],
     "model": ["cv2", "onnxruntime", "openvino"],
     "checkpoint": ["torch", "safetensors.torch", "model.gmin"],
+    "manifest": [],
 }
 
 if __name__ == "__main__":

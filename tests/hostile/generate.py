@@ -1,7 +1,7 @@
-"""The hostile set: broken and malicious pictures, models and checkpoints, made here and not stored.
+"""The hostile set: broken and malicious pictures, models, checkpoints and manifests, made here and not stored.
 
 Every case names what must be refused. ``write_hostile_set`` writes them; the tests beside it feed them to the program.
-A place for manifests and configurations is at the end: add a kind and a way to feed it in ``test_hostile.py``.
+Another kind is one more generator at the end and one more way to feed it in ``feed.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-Kind = Literal["picture", "model", "checkpoint"]
+Kind = Literal["picture", "model", "checkpoint", "manifest"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def write_hostile_set(folder: Path) -> list[Case]:
     cases = []
     sources: list[tuple[Kind, Iterator[tuple[str, bytes]]]] = [
         ("picture", _pictures()), ("model", _models()), ("checkpoint", _checkpoints()),
+        ("manifest", _manifests()),
     ]  # fmt: skip
     for kind, files in sources:
         for name, content in files:
@@ -280,3 +281,34 @@ def _checkpoints() -> Iterator[tuple[str, bytes]]:
     yield "zip_bomb.pth", _archive(pickle.dumps({"weight": 1}), padding=50_000_000)
     yield "text.pth", b"no pickle"
     yield "empty_archive.pth", _archive(b"")
+
+
+# Manifests of folder runs
+
+
+def _manifests() -> Iterator[tuple[str, bytes]]:
+    good = {
+        "input": "a.png", "output": "a_x4.png", "input_sha256": "ab" * 32, "options_sha256": "cd" * 32,
+        "output_sha256": "ef" * 32, "status": "done", "error": "",
+    }  # fmt: skip
+
+    def line(**changed: object) -> bytes:
+        return json.dumps({**good, **changed}).encode() + b"\n"
+
+    yield "cut_line.jsonl", line() + line()[:40] + b"\n" + line()
+    yield "text.jsonl", b"this is no manifest\n"
+    yield "zeros.jsonl", bytes(4096) + b"\n"
+    yield "no_object.jsonl", b"[1, 2, 3]\n"
+    yield "missing_field.jsonl", b'{"input": "a.png", "output": "a_x4.png"}\n'
+    yield "extra_field.jsonl", line(command="rm -rf /")
+    yield "numbers.jsonl", line(input=7)
+    yield "unknown_status.jsonl", line(status="perhaps")
+    yield "short_sum.jsonl", line(output_sha256="abc")
+    yield "parent_output.jsonl", line(output="../../etc/passwd")
+    yield "parent_inside.jsonl", line(output="a/../../b.png")
+    yield "absolute_input.jsonl", line(input="/etc/passwd")
+    yield "zero_in_path.jsonl", line(output="a\0.png")
+    yield "no_utf8.jsonl", b'{"input": "\xff\xfe"}\n'
+    yield "deep.jsonl", b'{"a":' * 100_000 + b"\n"
+    yield "endless_number.jsonl", b'{"a":' + b"9" * 1_000_000 + b"}\n"
+    yield "huge_line.jsonl", b'{"a": "' + b"x" * 40_000_000 + b'"}\n'

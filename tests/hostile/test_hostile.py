@@ -24,10 +24,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 def test_there_are_enough(hostile: list[Case]) -> None:
     kinds = Counter(case.kind for case in hostile)
     assert sum(kinds.values()) >= 60
-    assert set(kinds) == {"picture", "model", "checkpoint"}
+    assert set(kinds) == {"picture", "model", "checkpoint", "manifest"}
 
 
-@pytest.mark.parametrize("kind", ["picture", "streamed", "model", "checkpoint"])
+@pytest.mark.parametrize("kind", ["picture", "streamed", "model", "checkpoint", "manifest"])
 def test_all_are_refused(hostile: list[Case], kind: str) -> None:
     """In one process for each kind: a crash of a native library ends it, and the next file's line is missing."""
     files = [str(case.path) for case in hostile if case.kind == ("picture" if kind == "streamed" else kind)]
