@@ -465,7 +465,8 @@ def _sentence(result: dict[str, Any]) -> str:
     if "skipped" in result:
         return f"{result['output']}: left alone, {result['skipped']}"
     seconds = result["seconds"]
-    tiles = "whole" if result["tiles"] <= 1 else f"{result['tiles']} tiles of {result['tile']}"
+    side = "x".join(map(str, reversed(result["tile"]))) if isinstance(result["tile"], list) else result["tile"]
+    tiles = "whole" if result["tiles"] <= 1 else f"{result['tiles']} tiles of {side}"
     exact = (
         "exact"
         if result["exact"]

@@ -212,3 +212,24 @@ def test_exported_metadata_reaches_every_engine() -> None:
     for prefix in ("ort", "openvino"):
         info = open_engine(f"{prefix}:{MODELS / 'gmin_x4.onnx'}").info
         assert (info.name, info.scale, info.tiling, info.receptive_radius) == ("gmin_x4", 4, "approximate", 118)
+
+
+def test_what_does_not_go_with_streaming(script: Script, small: Path) -> None:
+    for arguments, reason in (
+        ([small.parent], "named one by one"),
+        ([small, "--scale", 2], "--scale does not go with --stream"),
+        ([small, "--format", "png"], "--format does not go with --stream"),
+        ([small, "--strip-metadata"], "--strip-metadata does not go with --stream"),
+    ):
+        done = script("runtime/infer.py", *arguments, "--stream", "--engine", "ort:gmin_x4")
+        assert done.returncode == 2
+        assert reason in done.stderr
+
+
+def test_the_budget_is_for_pictures_held_whole(script: Script, small: Path) -> None:
+    """--stream is decided first: what it reads by strips may be larger than any budget."""
+    common = ("--budget", "10K", "--engine", "ort:gmin_x4")
+    assert "more than the budget" in script("runtime/infer.py", small, *common).stderr
+    done = script("runtime/infer.py", small, *common, "--stream")
+    assert done.returncode == 0, done.stderr
+    assert small.with_name("small_x4.tif").is_file()
