@@ -32,7 +32,14 @@ class Upscaler:
     chosen: str
     """One sentence: why this back end."""
 
-    def __init__(self, engine: str = "gmin_x4", *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: str = "gmin_x4",
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        trust_engine: bool = False,
+    ) -> None:
         """Open an engine.
 
         Args:
@@ -40,6 +47,7 @@ class Upscaler:
                 remembered. ``ort:FILE`` or ``openvino:FILE`` names the back end.
             device: "auto", "cpu", "cuda" or another that ONNX Runtime has here.
             threads: threads of one inference; None leaves the choice to the library.
+            trust_engine: vouch for a TensorRT plan that was not built here: it is native code.
 
         Raises:
             UserError: there is no such model, it is refused, or no engine is installed.
@@ -48,7 +56,7 @@ class Upscaler:
 
         self._lock = threading.Lock()
         self._closed = False
-        self._engine, self.chosen = open_fastest(engine, device=device, threads=threads)
+        self._engine, self.chosen = open_fastest(engine, device=device, threads=threads, trust_engine=trust_engine)
         self.info = self._engine.info
 
     @property
