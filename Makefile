@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := runtime/models/gmin_x4
 
-.PHONY: demo test test-gpu lint types format models clean
+.PHONY: demo test test-gpu lint types format models endurance clean
 
 demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light runtime only
 	$(BIN)/python runtime/infer.py data/chelsea.png -o out/chelsea_x4.png
@@ -31,6 +31,10 @@ models: .venv/dev  ## make the shipped files again from the weights (needs the D
 	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8.onnx --target tensorrt
 	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_cpu.onnx --target cpu
 	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_openvino.onnx --target openvino
+
+endurance: .venv/dev  ## a quarter of an hour: 200 kills over 100 pictures, and 500 pictures in one process
+	$(BIN)/python benchmarks/interruptions.py --kills 200 --pictures 100
+	$(BIN)/python benchmarks/long_run.py --pictures 500 --size 64x48 --vary
 
 clean:
 	rm -rf .venv out build *.egg-info

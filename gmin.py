@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks import accuracy, attribution, complexity, device, latency, quantizers, report
+from benchmarks import (
+    accuracy,
+    attribution,
+    complexity,
+    device,
+    interruptions,
+    latency,
+    long_run,
+    quantizers,
+    report,
+    tiling,
+)  # fmt: skip
 from export import to_onnx, to_tensorrt
 from quantize import lint, ptq
 from runtime import doctor, infer
@@ -23,6 +34,9 @@ app.command("latency")(latency.main)
 app.command("device")(device.main)
 app.command("attribution")(attribution.main)
 app.command("quantizers")(quantizers.main)
+app.command("tiling")(tiling.main)
+app.command("interruptions")(interruptions.main)
+app.command("long-run")(long_run.main)
 app.command("report")(report.main)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 if not __package__:  # started as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,6 +20,8 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from onnx import ModelProto
     from torch import nn
 
@@ -46,6 +48,8 @@ class Export:
     parameters: int
     size_bytes: int
     max_abs_difference: dict[str, float]
+    fused_io: bool = False
+    """Whether the file takes and gives uint8 pictures, (N, H, W, 3)."""
     schema: int = 1
 
 
@@ -57,10 +61,12 @@ def export_onnx(
     checkpoint_sha256: str = "",
     fold: bool = True,
     precision: Precision = "fp32",
+    fuse_io: bool = False,
 ) -> Export:
     """Export ``model`` to ``path`` with dynamic batch, height and width, and check the file against PyTorch.
 
-    Input and output are (N, 3, H, W) float32 RGB in [0, 1] for either precision. LKDN is rescaled first
+    Input and output are (N, 3, H, W) float32 RGB in [0, 1] for either precision; with ``fuse_io`` they are (N, H, W, 3)
+    uint8 RGB (``export.fuse_io``). LKDN is rescaled first
     (``model.rescaling``): as released, its activations overflow FP16 and leave INT8 no usable scale.
 
     Raises:
@@ -102,6 +108,14 @@ def export_onnx(
         raise RuntimeError(
             f"the exported {network.name} differs from PyTorch by {worst:.2e}, more than {TOLERANCE[precision]:.0e}"
         )
+    if fuse_io:
+        from export.fuse_io import fuse_io as with_pixels
+
+        proto = with_pixels(proto)
+        floats, content = content, proto.SerializeToString(deterministic=True)
+        levels = difference_in_levels(floats, content, sample_photo()[: max(64, network.minimum_size), :80])
+        if levels > 1:
+            raise RuntimeError(f"with its input and output fused, {network.name} differs by {levels} levels")
     with atomic_write(path) as stream:
         stream.write(content)
     return Export(
@@ -115,6 +129,7 @@ def export_onnx(
         parameters=sum(p.numel() for p in source.parameters()),
         size_bytes=len(content),
         max_abs_difference=differences,
+        fused_io=fuse_io,
     )
 
 
@@ -189,6 +204,20 @@ def difference_from_torch(content: bytes, model: nn.Module, minimum_size: int = 
     return differences
 
 
+def difference_in_levels(floats: bytes, pixels: bytes, picture: NDArray[np.uint8]) -> int:
+    """Largest difference, in levels of 255, between a file and its form that takes uint8, on one picture."""
+    import numpy as np
+    import onnxruntime
+
+    def result(content: bytes, batch: NDArray[Any]) -> NDArray[Any]:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[0][0])
+
+    batch = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+    expected = np.rint(result(floats, batch).transpose(1, 2, 0) * 255).clip(0, 255)
+    return int(np.abs(expected - result(pixels, np.ascontiguousarray(picture)[None])).max())
+
+
 def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -211,6 +240,10 @@ def main(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic inside; input and output stay float32.")] = "fp32",
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Fold what can be folded exactly.")] = True,
+    fuse_io: Annotated[
+        bool,
+        typer.Option("--fuse-io", help="Take and give uint8 pictures (N, H, W, 3): nothing to do around the file."),
+    ] = False,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -230,11 +263,17 @@ def main(
             "spandrel for one that spandrel recognises."
         )
     if name == "spandrel":
-        result = _export_foreign(ckpt, output, precision)
+        result = _export_foreign(ckpt, output, precision, fuse_io)
     else:
         built = load_checkpoint(create(name), ckpt)
         result = export_onnx(
-            built, output, describe(name), checkpoint_sha256=sha256(ckpt), fold=fold, precision=precision
+            built,
+            output,
+            describe(name),
+            checkpoint_sha256=sha256(ckpt),
+            fold=fold,
+            precision=precision,
+            fuse_io=fuse_io,
         )
     write_json(asdict(result), json_target)
     worst = max(result.max_abs_difference.values())
@@ -248,14 +287,14 @@ def main(
     )
 
 
-def _export_foreign(ckpt: Path, output: Path, precision: Precision) -> Export:
+def _export_foreign(ckpt: Path, output: Path, precision: Precision, fuse_io: bool) -> Export:
     """Export what spandrel recognises. Not every network can be: many compute with the example's size as a constant."""
     from model.checkpoint import sha256
     from model.foreign import load_foreign
 
     built, network = load_foreign(ckpt)
     try:
-        return export_onnx(built, output, network, checkpoint_sha256=sha256(ckpt), precision=precision)
+        return export_onnx(built, output, network, checkpoint_sha256=sha256(ckpt), precision=precision, fuse_io=fuse_io)
     except UserError:
         raise
     except Exception as error:  # the exporter's own kinds, and our refusal of a graph that gives other pixels

@@ -11,6 +11,9 @@ from typing import BinaryIO
 
 from runtime.errors import UserError
 
+_UMASK = os.umask(0o077)  # can only be read by setting it, and that is of the whole process: once, before any thread
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -32,9 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is right for secrets, not for results
+            temporary.chmod(0o666 & ~_UMASK)  # mkstemp's 0600 is right for secrets, not for results
             temporary.replace(path)
         except OSError as error:
             raise UserError(f"Cannot write {path}: {_reason(error)}.") from error

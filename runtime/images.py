@@ -1,34 +1,36 @@
 """Picture files in and out: 8 and 16 bit, grey, colour and alpha, upright, with their metadata.
 
-PNG, JPEG, WebP, TIFF and BMP, told by their first bytes and by nothing else.
+PNG, JPEG, WebP, TIFF, BMP, and HEIF where its library is there; told by their first bytes and by nothing else.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
 from runtime.files import replacing
+from runtime.headers import DEFAULT_BUDGET, Header, check_budget, picture_kind, read_header
+from runtime.picture_check import png_fault
+from runtime.tiff_tags import ICC_PROFILE, ORIENTATION, XMP, add_tags, exif_of, read_directory, set_upright
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 WRITABLE = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP",
 }  # fmt: skip
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"),
-    (b"II*\x00", "TIFF"), (b"MM\x00*", "TIFF"), (b"BM", "BMP"),
-)  # fmt: skip
+READABLE_ENDINGS = {*WRITABLE, ".heic", ".heif"}
+"""Files of a folder that are taken for pictures. What they are is told by their content."""
+QUALITIES = {"JPEG": 95, "WebP": 101}
+"""Formats that have a quality, 1 to 100, and ours by default; WebP's 101 is its lossless mode."""
 _DEEP = {"PNG", "TIFF"}  # hold 16 bits
 _ALPHA = {"PNG", "TIFF", "WebP"}
-_ORIENTATION, _PHOTOMETRIC, _SEPARATED = 0x0112, 0x0106, 5
+_EXIF, _XMP, _ICC = 0, 1, 2  # OpenCV's kinds of metadata (cv2.IMAGE_METADATA_*)
 
 
 @dataclass(frozen=True)
@@ -36,53 +38,128 @@ class Picture:
     """A picture as people see it, upright.
 
     ``colour`` is (H, W, 3) RGB and ``alpha`` (H, W) or None, both uint8 or both uint16. ``grey`` says that the file
-    had one channel. ``metadata`` is what the file carried, by OpenCV's kind (EXIF, XMP, ICC profile).
+    had one channel. ``metadata`` is what the file carried, by OpenCV's kind (EXIF, XMP, ICC profile). ``notes`` are
+    sentences on what of the file is not here.
     """
 
     colour: Pixels
     alpha: Pixels | None = None
     grey: bool = False
     metadata: Sequence[tuple[int, bytes]] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: Path, *, scale: int = 1, budget_bytes: int = DEFAULT_BUDGET) -> Picture:
     """Read a picture.
 
     Raises:
-        UserError: missing, empty, not of the five formats, damaged, CMYK TIFF, or neither 8 nor 16 bit.
+        UserError: missing, or as ``decode_picture``.
     """
-    import cv2
-
     if not path.is_file():
         raise UserError(f"There is no picture at {path}.")
-    content = path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > budget_bytes:
+            raise UserError(f"{path} has {size} bytes, more than the budget of {budget_bytes} (--budget).")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    return decode_picture(content, str(path), scale=scale, budget_bytes=budget_bytes)
+
+
+def decode_picture(content: bytes, name: str, *, scale: int = 1, budget_bytes: int = DEFAULT_BUDGET) -> Picture:
+    """Decode the content of a picture file, after a look at its header.
+
+    Args:
+        content: the whole file.
+        name: what to call it in messages.
+        scale: by how much it will be upscaled, which the budget counts.
+        budget_bytes: the most that the picture and its result may take decoded.
+
+    Raises:
+        UserError: empty, not of the formats, over the budget, damaged, CMYK, or neither 8 nor 16 bit.
+    """
     if not content:
-        raise UserError(f"{path} is empty (0 bytes).")
-    kind = _format(content)
+        raise UserError(f"{name} is empty (0 bytes).")
+    kind = picture_kind(content)
     if kind is None:
-        raise UserError(f"{path} is not a PNG, JPEG, WebP, TIFF or BMP picture.")
+        raise UserError(f"{name} is not a PNG, JPEG, WebP, TIFF, BMP or HEIF picture.")
+    if kind == "HEIF":
+        return _decode_heif(content, name, scale, budget_bytes)
+    header = read_header(content)
+    if header is None:
+        raise UserError(f"{name} cannot be decoded: the header of the {kind} file is damaged.")
+    if header.cmyk:
+        raise UserError(f"{name} is a CMYK picture; convert it to RGB first, with its own colour profile.")
+    if kind == "TIFF" and header.samples == 2:
+        raise UserError(f"{name} is a grey TIFF with transparency, which is not read; save it as RGBA or PNG.")
+    check_budget(header, name, scale=scale, budget_bytes=budget_bytes)
+    fault = png_fault(content) if kind == "PNG" else None
+    if fault:
+        raise UserError(f"{name} cannot be decoded: {fault}.")
+    return _decode_by_opencv(content, name, header)
+
+
+def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
+    import cv2
+
+    directory = read_directory(content) if header.kind == "TIFF" else None
+    if header.kind == "TIFF":
+        content = set_upright(content)  # OpenCV would turn these, and these alone, by itself
     try:
         pixels, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(content, np.uint8), flags=cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise UserError(f"{path} cannot be decoded: the {kind} file is damaged or too large.") from error
+        raise UserError(f"{name} cannot be decoded: the {header.kind} file is damaged or too large.") from error
     if pixels is None or pixels.size == 0:
-        raise UserError(f"{path} cannot be decoded: the {kind} file is damaged or of an unusual kind.")
+        raise UserError(f"{name} cannot be decoded: the {header.kind} file is damaged or of an unusual kind.")
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
-    if kind == "TIFF" and _tiff_tag(content, _PHOTOMETRIC) == _SEPARATED:
-        raise UserError(f"{path} is a CMYK picture; convert it to RGB first.")
-    metadata = [(int(k), bytes(np.asarray(blob).tobytes())) for k, blob in zip(kinds, blobs, strict=True)]
-    exif = content if kind == "TIFF" else next((b for k, b in metadata if k == cv2.IMAGE_METADATA_EXIF), b"")
-    pixels = _orient(pixels, _tiff_tag(exif, _ORIENTATION) or 1)
-    metadata = [(k, _upright(blob) if k == cv2.IMAGE_METADATA_EXIF else blob) for k, blob in metadata]
+        raise UserError(f"{name} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
+    found = {int(k): np.asarray(blob).tobytes() for k, blob in zip(kinds, blobs, strict=True)}
+    found[_EXIF] = found.get(_EXIF, b"").removeprefix(b"Exif\0\0")
+    if directory is None:
+        directory = read_directory(found[_EXIF])
+    else:
+        found = {k: directory.tags.get(tag, (0, b""))[1] for k, tag in ((_ICC, ICC_PROFILE), (_XMP, XMP))}
+        found[_EXIF] = exif_of(directory)
+    pixels = _orient(pixels, (directory.number(ORIENTATION) if directory else None) or 1)
+    found[_EXIF] = set_upright(found[_EXIF])
+    metadata = [(k, blob) for k, blob in sorted(found.items()) if blob]
+    notes = ("only the first frame or page of the file is taken",) if header.frames > 1 else ()
     if pixels.ndim == 2:
-        return Picture(np.dstack([pixels] * 3), None, grey=True, metadata=metadata)
+        return Picture(np.dstack([pixels] * 3), None, grey=True, metadata=metadata, notes=notes)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-    return Picture(pixels[..., 2::-1], alpha, metadata=metadata)  # a view: RGB of OpenCV's BGR(A)
+    return Picture(pixels[..., 2::-1], alpha, metadata=metadata, notes=notes)  # a view: RGB of OpenCV's BGR(A)
 
 
-def write_picture(path: Path, picture: Picture) -> None:
+def _decode_heif(content: bytes, name: str, scale: int, budget_bytes: int) -> Picture:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UserError(f"{name} is a HEIF picture, which needs pillow-heif: pip install 'gmin-edge[heif]'.") from error
+    try:
+        file = pillow_heif.open_heif(content, convert_hdr_to_8bit=False)  # reads the header, decodes nothing yet
+        deep, (width, height) = file.mode.endswith(";16"), file.size
+        header = Header("HEIF", width, height, 4 if file.has_alpha else 3, 16 if deep else 8)
+        check_budget(header, name, scale=scale, budget_bytes=budget_bytes)
+        pixels = np.asarray(file)
+    except (ValueError, RuntimeError, EOFError, OSError, SyntaxError) as error:
+        raise UserError(f"{name} cannot be decoded: the HEIF file is damaged or of an unusual kind.") from error
+    grey = pixels.ndim == 2
+    colour = np.dstack([pixels] * 3) if grey else pixels[..., :3]
+    found = ((_EXIF, "exif"), (_XMP, "xmp"), (_ICC, "icc_profile"))
+    metadata = [(k, bytes(file.info[key])) for k, key in found if file.info.get(key)]
+    metadata = [(k, set_upright(blob.removeprefix(b"Exif\0\0")) if k == _EXIF else blob) for k, blob in metadata]
+    alpha = np.ascontiguousarray(pixels[..., 3]) if file.has_alpha and not grey else None
+    return Picture(cast(Pixels, np.ascontiguousarray(colour)), alpha, grey=grey, metadata=metadata)
+
+
+def write_picture(path: Path, picture: Picture, *, quality: int | None = None) -> None:
     """Write a picture in the format of the path's ending, whole or not at all. 16 bits become 8 where need be.
+
+    Args:
+        path: the file; its ending is one of ``WRITABLE``.
+        picture: what to write, with its metadata (BMP holds none).
+        quality: 1 to 100 for JPEG and WebP; None for 95, and for WebP without loss.
 
     Raises:
         UserError: unknown ending, transparency in a format that has none, or the file cannot be written.
@@ -97,21 +174,51 @@ def write_picture(path: Path, picture: Picture) -> None:
         pixels = np.dstack((pixels, picture.alpha))
     if pixels.dtype == np.uint16 and kind not in _DEEP:
         pixels = np.rint(pixels / 257).astype(np.uint8)
-    options = {"JPEG": [cv2.IMWRITE_JPEG_QUALITY, 95], "WebP": [cv2.IMWRITE_WEBP_QUALITY, 101]}.get(kind, [])
-    metadata = picture.metadata if kind in ("PNG", "JPEG", "WebP") else ()
+    flag = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}.get(kind)
+    options = [] if flag is None else [flag, quality or QUALITIES[kind]]
+    metadata = dict(picture.metadata)
+    if _ICC in metadata and (metadata[_ICC][16:20] == b"GRAY") != (pixels.ndim == 2):
+        del metadata[_ICC]  # a profile for grey on colour pixels, or the reverse, makes a file that readers refuse
+    inside = metadata if kind in ("PNG", "JPEG", "WebP") else {}
     pixels = np.ascontiguousarray(pixels)
-    kinds, blobs = [k for k, _ in metadata], [np.frombuffer(blob, np.uint8) for _, blob in metadata]
     with replacing(path) as temporary:
         try:
             written = (
-                cv2.imwriteWithMetadata(str(temporary), pixels, kinds, blobs, options)
-                if kinds
+                cv2.imwriteWithMetadata(
+                    str(temporary), pixels, list(inside), [np.frombuffer(b, np.uint8) for b in inside.values()], options
+                )
+                if inside
                 else cv2.imwrite(str(temporary), pixels, options)
             )
         except cv2.error as error:
             raise UserError(f"Cannot write {path}: {error.err or error}.") from error
         if not written:
             raise UserError(f"Cannot write {path}: the {kind} encoder refused {pixels.shape[1]}x{pixels.shape[0]}.")
+        if kind == "TIFF" and metadata:
+            add_tags(temporary, exif=metadata.get(_EXIF, b""), icc=metadata.get(_ICC, b""), xmp=metadata.get(_XMP, b""))
+
+
+def without_metadata(picture: Picture) -> Picture:
+    """The picture without EXIF and XMP. Its ICC profile stays: without it the colours would be others."""
+    return replace(picture, metadata=tuple((k, blob) for k, blob in picture.metadata if k == _ICC))
+
+
+def fill_hidden(picture: Picture) -> Picture:
+    """Give fully transparent pixels the colour of the nearest visible one, so that none of theirs bleeds over edges."""
+    import cv2
+
+    if picture.alpha is None or picture.alpha.all() or not picture.alpha.any():
+        return picture
+    hidden = (picture.alpha == 0).astype(np.uint8)
+    _, labels = cv2.distanceTransformWithLabels(hidden, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+    rows, columns = np.nonzero(hidden == 0)
+    nearest = np.zeros(labels.max() + 1, np.intp)
+    nearest[labels[rows, columns]] = np.arange(rows.size)
+    colour = np.array(picture.colour)
+    holes = np.nonzero(hidden)
+    seeds = nearest[labels[holes]]
+    colour[holes] = colour[rows[seeds], columns[seeds]]
+    return replace(picture, colour=cast(Pixels, colour))
 
 
 def check_output_format(path: Path, *, alpha: bool = False) -> str:
@@ -128,10 +235,9 @@ def check_output_format(path: Path, *, alpha: bool = False) -> str:
     return kind
 
 
-def _format(content: bytes) -> str | None:
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WebP"
-    return next((kind for signature, kind in _SIGNATURES if content.startswith(signature)), None)
+def same_ending(path: Path) -> str:
+    """The ending for a result in the format of its source: its own, or .png for what is read and not written (HEIF)."""
+    return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
 
 def _orient(pixels: Any, orientation: int) -> Any:
@@ -143,36 +249,3 @@ def _orient(pixels: Any, orientation: int) -> Any:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-def _tiff_tag(content: bytes, tag: int) -> int | None:
-    """A SHORT tag of the first directory of a TIFF structure, which EXIF is too; None where it is not there."""
-    found = _tiff_tag_offset(content, tag)
-    return struct.unpack_from(found[0] + "H", content, found[1])[0] if found else None
-
-
-def _tiff_tag_offset(content: bytes, tag: int) -> tuple[str, int] | None:
-    order = {b"II": "<", b"MM": ">"}.get(content[:2])
-    if order is None or len(content) < 8:
-        return None
-    try:
-        (start,) = struct.unpack_from(order + "I", content, 4)
-        (entries,) = struct.unpack_from(order + "H", content, start)
-        for i in range(entries):
-            offset = start + 2 + 12 * i
-            if struct.unpack_from(order + "H", content, offset)[0] == tag:
-                struct.unpack_from(order + "H", content, offset + 8)
-                return order, offset + 8
-    except struct.error:  # points outside: no such tag
-        return None
-    return None
-
-
-def _upright(exif: bytes) -> bytes:
-    """EXIF with its orientation set to 1, since the pixels have been turned."""
-    found = _tiff_tag_offset(exif, _ORIENTATION)
-    if found is None:
-        return exif
-    changed = bytearray(exif)
-    struct.pack_into(found[0] + "H", changed, found[1], 1)
-    return bytes(changed)

@@ -38,7 +38,7 @@ def open_fastest(
     """
     prefix, name = split_prefix(spec)
     choices = [key for key in candidates(spec) if prefix or is_shipped(name) or not BACKENDS[key].options]
-    if len(choices) == 1 or device in ("cuda", "tensorrt"):
+    if len(choices) == 1 or device not in ("auto", "cpu"):
         engine = open_engine(spec, device=device, threads=threads, trust_engine=trust_engine)
         return engine, f"{choices[0]} is the only one asked for or present"
     files = {choice: model_file(name, choice) for choice in choices}

@@ -6,6 +6,7 @@ overlap, the outermost pixels of each are thrown away (their context is cut) and
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,17 +30,29 @@ class Tiling:
         return len(self.rows) * len(self.columns)
 
 
-def plan_tiles(height: int, width: int, *, tile: int, overlap: int) -> Tiling:
-    """Cover ``height`` × ``width`` with tiles of side ``tile`` that overlap by at least ``overlap``.
+def plan_tiles(height: int, width: int, *, tile: int | tuple[int, int], overlap: int) -> Tiling:
+    """Cover ``height`` × ``width`` with tiles that overlap by at least ``overlap``.
 
-    A side that is not longer than a tile is one tile of its own length.
+    ``tile`` is a side, or (height, width). A side of the picture that is not longer than a tile's is one tile of its
+    own length.
 
     Raises:
         ValueError: the overlap leaves nothing of a tile.
     """
-    if not 0 <= overlap < tile:
-        raise ValueError(f"an overlap of {overlap} leaves nothing of a tile of {tile}")
-    return Tiling(_starts(height, tile, overlap), _starts(width, tile, overlap), min(height, tile), min(width, tile))
+    tall, wide = (tile, tile) if isinstance(tile, int) else tile
+    if not 0 <= overlap < min(tall, wide):
+        raise ValueError(f"an overlap of {overlap} leaves nothing of a tile of {min(tall, wide)}")
+    return Tiling(_starts(height, tall, overlap), _starts(width, wide, overlap), min(height, tall), min(width, wide))
+
+
+def cores(starts: tuple[int, ...], size: int) -> list[tuple[int, int]]:
+    """The part of each tile that is used where tiles are cut and not blended, as (start, end) in the picture.
+
+    The cuts lie in the middle of the overlaps, so that each core has at least half of the overlap as context, or the
+    border of the picture. Together the cores are the picture, without gaps and without sharing a pixel.
+    """
+    cuts = [0, *((a + size + b) // 2 for a, b in itertools.pairwise(starts)), starts[-1] + size]
+    return list(itertools.pairwise(cuts))
 
 
 def ramps(starts: tuple[int, ...], size: int, scale: int) -> list[NDArray[np.float32]]:

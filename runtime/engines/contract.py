@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
+from runtime.model_check import check_onnx
 
 Batch = NDArray[np.float32]
 """(N, 3, H, W) float32 RGB, [0, 1] where it is a picture."""
@@ -36,6 +37,8 @@ class EngineInfo:
     """Smallest and largest (height, width) in LR pixels; None where any size from ``minimum_size`` goes."""
     fallback: str | None = None
     """What was asked for and is not what runs, and why; printed and in the JSON."""
+    pixels: Literal["float", "uint8"] = "float"
+    """What the file takes and gives: "uint8" for one exported with ``--fuse-io``, a ``PixelEngine``."""
 
 
 class Engine(Protocol):
@@ -49,6 +52,33 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+        ...
+
+
+Feeds = Mapping[str, NDArray[Any]]
+"""Inputs by name; "" is the first one, the picture."""
+
+
+@runtime_checkable
+class CuttableEngine(Engine, Protocol):
+    """An engine that also runs parts of its file (``runtime.global_means``), with its own device and threads."""
+
+    path: Path
+
+    def open_part(self, content: bytes, shape: tuple[int, ...]) -> Callable[[Feeds], NDArray[np.float32]]:
+        """Load an ONNX file from memory that has several inputs and one output.
+
+        ``shape`` is that of the picture in every call; an engine that gains from it compiles for it.
+        """
+        ...
+
+
+@runtime_checkable
+class PixelEngine(Engine, Protocol):
+    """An engine whose file may hold the pre- and post-processing too; ``info.pixels`` says whether it does."""
+
+    def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) to (N, scale·H, scale·W, 3), RGB; a new array each time."""
         ...
 
 
@@ -83,6 +113,19 @@ def infer_each(engine: Engine, batches: Iterable[Batch]) -> Generator[Batch, Non
     yield from engine.infer_each(batches) if isinstance(engine, StreamingEngine) else map(engine.infer, batches)
 
 
+@runtime_checkable
+class ShapedEngine(Engine, Protocol):
+    """An engine that prepares for sizes it sees often, and whose last bits depend on that. Optional.
+
+    Left alone, such an engine may give other bits for a picture after other pictures; a run that must give the same
+    bytes after an interruption says beforehand what will come.
+    """
+
+    def expect(self, shape: tuple[int, ...] | None) -> None:
+        """From now on prepare for batches of exactly this shape and for no other; None for none."""
+        ...
+
+
 def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str, device: str, scale: int) -> EngineInfo:
     """Describe an engine from what the exporter wrote into the file; a foreign file is taken with caution."""
     return EngineInfo(
@@ -92,10 +135,33 @@ def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str,
         scale=scale,
         name=metadata.get("gmin.name", path.stem),
         tiling="exact" if metadata.get("gmin.tiling") == "exact" else "approximate",
-        receptive_radius=int(metadata.get("gmin.receptive_radius", 64)),
-        minimum_size=int(metadata.get("gmin.minimum_size", 16)),
+        receptive_radius=recorded(path, metadata, "gmin.receptive_radius", 64, range(4097)),
+        minimum_size=recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025)),
         precision=metadata.get("gmin.precision", "unknown"),
     )
+
+
+def through_pixels(infer_pixels: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], batch: Batch) -> Batch:
+    """``infer`` of a file that takes uint8: floats are rounded to levels going in, and levels come out."""
+    levels = np.rint(np.clip(batch, 0, 1) * 255).astype(np.uint8)
+    result = infer_pixels(np.ascontiguousarray(levels.transpose(0, 2, 3, 1)))
+    floats: Batch = np.ascontiguousarray(result.transpose(0, 3, 1, 2), np.float32)
+    floats /= np.float32(255)
+    return floats
+
+
+def recorded(path: Path, metadata: Mapping[str, str], key: str, default: int, allowed: range) -> int:
+    """An integer that a file says about itself.
+
+    Raises:
+        UserError: it is no integer, or none that can be.
+    """
+    text = metadata.get(key)
+    if text is None:
+        return default
+    if len(text) > 9 or not text.isdecimal() or int(text) not in allowed:
+        raise UserError(f"{path} is not loaded: it says {key} = {text[:40]!r}, which cannot be.")
+    return int(text)
 
 
 def scale_from_shapes(path: Path, given: tuple[int, ...], returned: tuple[int, ...]) -> int:
@@ -115,11 +181,13 @@ def scale_from_shapes(path: Path, given: tuple[int, ...], returned: tuple[int, .
 
 
 def check_model_file(path: Path) -> None:
-    """Refuse a model that is missing or empty before a library does so less clearly."""
+    """Refuse a model that is missing, empty or dangerous (``runtime.model_check``) before a library sees it."""
     if not path.is_file():
         raise UserError(f"There is no model at {path}.")
     if path.stat().st_size == 0:
         raise UserError(f"The model {path} is empty (0 bytes).")
+    if path.suffix.lower() == ".onnx":
+        check_onnx(path)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

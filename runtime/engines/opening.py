@@ -72,8 +72,12 @@ def is_shipped(name: str) -> bool:
     return not Path(name).suffix and not Path(name).exists()
 
 
-_ON_GPU = {"cuda": "", "tensorrt": "_int8"}
-"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only."""
+_BY_DEVICE = {
+    "cuda": "", "tensorrt": "_int8", "nvtensorrtrtx": "_int8", "openvino": "_int8_openvino", "coreml": "",
+    "directml": "", "qnn": "", "rocm": "", "migraphx": "", "webgpu": "",
+}  # fmt: skip
+"""Ending of the shipped model by device: the ``cpu`` flavour, in unsigned INT8, is for processors only. Whether the
+others gain from INT8 was not measured, so they get the file that is right everywhere."""
 
 
 def model_file(name: str, backend: str, device: str = "auto") -> Path:
@@ -84,12 +88,21 @@ def model_file(name: str, backend: str, device: str = "auto") -> Path:
     """
     if not is_shipped(name):
         return Path(name)
-    flavour = _ON_GPU.get(device, BACKENDS[backend].flavour)
+    flavour = _BY_DEVICE.get(device, BACKENDS[backend].flavour)
     for candidate in (MODELS / f"{name}{flavour}.onnx", MODELS / f"{name}.onnx"):
         if candidate.is_file():
             return candidate
     shipped = ", ".join(sorted(file.stem for file in MODELS.glob("*.onnx")))
     raise UserError(f"There is no model at {name}, and none of that name is shipped (shipped: {shipped}).")
+
+
+def model_of(spec: str, device: str = "auto") -> Path:
+    """The file that ``open_engine`` opens for ``spec`` on ``device``.
+
+    Raises:
+        UserError: as ``candidates`` and ``model_file``.
+    """
+    return model_file(split_prefix(spec)[1], candidates(spec)[0], device)
 
 
 def candidates(spec: str) -> list[str]:

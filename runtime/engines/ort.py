@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from runtime.engines.contract import Batch, EngineInfo, check_model_file, info_from_metadata, scale_from_shapes
+from runtime.engines.contract import (
+    Batch,
+    EngineInfo,
+    Feeds,
+    check_model_file,
+    info_from_metadata,
+    recorded,
+    scale_from_shapes,
+    through_pixels,
+)
 from runtime.errors import UserError
 from runtime.files import cache_folder, private_folder
 
-_PROVIDERS = {
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "nvtensorrtrtx": "NvTensorRTRTXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
 }
-"""By device, best first; ONNX Runtime itself goes on to the next where one fails to start."""
+"""Provider by the name of a device. Which are present is up to the build of the library; "auto" takes CUDA or the
+CPU."""
+_NEXT = {"cuda": ("cpu",), "tensorrt": ("cuda", "cpu")}
+"""Devices that take over, and are said to, where one of these fails to start; any other is refused then."""
 _ON_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -32,9 +56,9 @@ class OrtEngine:
 
         Args:
             path: the file.
-            device: "cpu", "cuda", "tensorrt" for ONNX Runtime's TensorRT provider, or "auto" for CUDA where it is
-                present, else the CPU. A provider that is present and does not start is replaced by the next; ``info``
-                says so.
+            device: one of ``PROVIDERS``, or "auto" for CUDA where it is present, else the CPU. CUDA and TensorRT are
+                replaced by the next where they are present and do not start, and ``info`` says so. What a provider
+                cannot run, the library gives to the CPU.
             threads: threads of one inference; None leaves the choice to the library.
 
         Raises:
@@ -46,47 +70,78 @@ class OrtEngine:
             raise UserError("ONNX Runtime is not installed: pip install 'gmin-edge[ort]'.") from error
         check_model_file(path)
         present = onnxruntime.get_available_providers()
-        wanted = device if device != "auto" else "cuda" if _PROVIDERS["cuda"][0] in present else "cpu"
-        if _PROVIDERS[wanted][0] not in present:
-            raise UserError(f"ONNX Runtime here has no {wanted} provider; present: {', '.join(present)}.")
+        wanted = device if device != "auto" else "cuda" if PROVIDERS["cuda"] in present else "cpu"
+        if PROVIDERS.get(wanted) not in present:
+            here = ", ".join(key for key, provider in PROVIDERS.items() if provider in present)
+            raise UserError(f"ONNX Runtime here has no {wanted} provider; present: {here}.")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         if threads:
             options.intra_op_num_threads = threads
         providers = [
             (name, _tensorrt_options(path, onnxruntime.__version__) if name == "TensorrtExecutionProvider" else {})
-            for name in _PROVIDERS[wanted]
+            for name in dict.fromkeys(PROVIDERS[key] for key in (wanted, *_NEXT.get(wanted, ("cpu",))))
             if name in present
         ]
+        # by itself the library would start again on another provider and say so on standard output
+        alone = {} if wanted in _NEXT else {"enable_fallback": 0}
+        self._open = partial(onnxruntime.InferenceSession, sess_options=options, providers=providers, **alone)
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = self._open(str(path))
         except Exception as error:  # the library raises its own kinds, which share no base
             raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}.") from error
         if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
             raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
+        used, missed = session.get_providers()[0], PROVIDERS[wanted]
+        if used != missed and wanted not in _NEXT:
+            raise UserError(
+                f"ONNX Runtime cannot start its {wanted} provider here and would use {used}; name another --device."
+            )
         self._session: Any = session
         self._input = session.get_inputs()[0]
-        self._path = path
+        self._takes_pixels = self._input.type == "tensor(uint8)"
+        self.path = path
         metadata = session.get_modelmeta().custom_metadata_map
-        used = session.get_providers()[0]
-        self._binding = _Binding(session, onnxruntime.OrtValue, "cuda") if used in _ON_GPU else None
-        missed = _PROVIDERS[wanted][0]
-        fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
+        bound = used in _ON_GPU and not self._takes_pixels
+        self._binding = _Binding(session, onnxruntime.OrtValue, "cuda") if bound else None
         info = info_from_metadata(
             path,
             metadata,
             backend=f"ONNX Runtime {onnxruntime.__version__}",
             device=used,
-            scale=int(metadata["gmin.scale"]) if "gmin.scale" in metadata else self._probe(),
+            scale=recorded(path, metadata, "gmin.scale", 1, range(1, 17))
+            if "gmin.scale" in metadata
+            else self._probe(),
         )
-        self.info = replace(info, fallback=fallback)
+        fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
+        self.info = replace(info, fallback=fallback, pixels="uint8" if self._takes_pixels else "float")
 
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
+        if self._takes_pixels:
+            return through_pixels(self.infer_pixels, batch)
         if self._binding is not None:
             return self._binding.run(batch)
         (result,) = self._session.run(None, {self._input.name: batch})
         return np.asarray(result, np.float32)
+
+    def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(N, H, W, 3) to (N, scale·H, scale·W, 3), for a file that holds the pre- and post-processing."""
+        return np.asarray(self._session.run(None, {self._input.name: pixels})[0], np.uint8)
+
+    def open_part(
+        self,
+        content: bytes,
+        shape: tuple[int, ...],  # noqa: ARG002 -- this library plans for any shape
+    ) -> Callable[[Feeds], NDArray[np.float32]]:
+        """Load a part of this file from memory, on the same providers and threads."""
+        session = self._open(content)
+        first = session.get_inputs()[0].name
+
+        def run(feeds: Feeds) -> NDArray[np.float32]:
+            return np.asarray(session.run(None, {name or first: value for name, value in feeds.items()})[0], np.float32)
+
+        return run
 
     def close(self) -> None:
         """Free the session."""
@@ -96,15 +151,15 @@ class OrtEngine:
         shape = self._input.shape
         if self._input.type != "tensor(float)" or len(shape) != 4 or shape[1] not in (3, "channels", None):
             raise UserError(
-                f"{self._path} is no super-resolution network: its input is {self._input.type} {shape}, "
+                f"{self.path} is no super-resolution network: its input is {self._input.type} {shape}, "
                 "not float pictures of N x 3 x H x W."
             )
         size = tuple(n if isinstance(n, int) else d for n, d in zip(shape, (1, 3, 32, 32), strict=True))
         try:
             result = self.infer(np.zeros(size, np.float32))
         except Exception as error:
-            raise UserError(f"{self._path} does not run on a picture: {_first_line(error)}.") from error
-        return scale_from_shapes(self._path, size, result.shape)
+            raise UserError(f"{self.path} does not run on a picture: {_first_line(error)}.") from error
+        return scale_from_shapes(self.path, size, result.shape)
 
 
 class _Binding:
@@ -151,4 +206,5 @@ def _tensorrt_options(path: Path, version: str) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

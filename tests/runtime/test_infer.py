@@ -34,7 +34,7 @@ def test_upscales_with_the_shipped_file_and_says_how(script: Script, small: Path
     assert result["output"] == str(small.with_name("small_x4.png"))
     assert Image.open(result["output"]).size == (384, 256)
     assert (result["tiles"], result["exact"]) == (1, True)
-    assert set(result["seconds"]) == {"load", "preprocess", "inference", "postprocess"}
+    assert set(result["seconds"]) == {"load", "preprocess", "means", "inference", "postprocess"}
     assert report["engine"]["precision"].startswith("int8")
     assert report["chosen"]
     assert "engine" in done.stderr, "what is for people must not be mixed into the JSON"
@@ -143,9 +143,9 @@ def test_bad_input_ends_with_one_sentence_and_nothing_written(script: Script, sm
         ([small, "--engine", tmp_path / "nothing.onnx"], "There is no model at"),
         ([small, "--engine", "nothing"], "none of that name is shipped"),
         ([small, "--engine", tmp_path / "empty.onnx"], "is empty"),
-        ([small, "--engine", f"ort:{tmp_path / 'text.onnx'}"], "cannot load"),
-        ([small, "--engine", f"openvino:{tmp_path / 'text.onnx'}"], "cannot load"),
-        ([small, "--engine", f"ort:{tmp_path / 'truncated.onnx'}"], "cannot load"),
+        ([small, "--engine", f"ort:{tmp_path / 'text.onnx'}"], "damaged, or no ONNX file"),
+        ([small, "--engine", f"openvino:{tmp_path / 'text.onnx'}"], "damaged, or no ONNX file"),
+        ([small, "--engine", f"ort:{tmp_path / 'truncated.onnx'}"], "damaged, or no ONNX file"),
         ([small, "--engine", f"ort:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
         ([small, "--engine", f"openvino:{tmp_path / 'classifier.onnx'}"], "no super-resolution network"),
         ([small, "--engine", f"ort:{tmp_path / 'two.onnx'}"], "no super-resolution network"),
@@ -212,3 +212,24 @@ def test_exported_metadata_reaches_every_engine() -> None:
     for prefix in ("ort", "openvino"):
         info = open_engine(f"{prefix}:{MODELS / 'gmin_x4.onnx'}").info
         assert (info.name, info.scale, info.tiling, info.receptive_radius) == ("gmin_x4", 4, "approximate", 118)
+
+
+def test_what_does_not_go_with_streaming(script: Script, small: Path) -> None:
+    for arguments, reason in (
+        ([small.parent], "named one by one"),
+        ([small, "--scale", 2], "--scale does not go with --stream"),
+        ([small, "--format", "png"], "--format does not go with --stream"),
+        ([small, "--strip-metadata"], "--strip-metadata does not go with --stream"),
+    ):
+        done = script("runtime/infer.py", *arguments, "--stream", "--engine", "ort:gmin_x4")
+        assert done.returncode == 2
+        assert reason in done.stderr
+
+
+def test_the_budget_is_for_pictures_held_whole(script: Script, small: Path) -> None:
+    """--stream is decided first: what it reads by strips may be larger than any budget."""
+    common = ("--budget", "10K", "--engine", "ort:gmin_x4")
+    assert "more than the budget" in script("runtime/infer.py", small, *common).stderr
+    done = script("runtime/infer.py", small, *common, "--stream")
+    assert done.returncode == 0, done.stderr
+    assert small.with_name("small_x4.tif").is_file()

@@ -28,11 +28,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def fake_onnxruntime(asked: list[Any], *, starts: int) -> SimpleNamespace:
+def fake_onnxruntime(asked: list[Any], *, starts: int, refusing: list[bool] | None = None) -> SimpleNamespace:
     """A FAKE: the last ``starts`` providers start. Its sessions run on the CPU, whatever they say."""
+    refusing = [] if refusing is None else refusing
 
     class Session:
-        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        def __init__(self, path: str, sess_options: Any, providers: list[Any], **kept: Any) -> None:
+            del sess_options
+            refusing.append(kept.get("enable_fallback") == 0)
             asked.extend(providers)
             self._real = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
             self._used = [name for name, _ in providers][-starts:]
@@ -97,6 +100,17 @@ def test_a_provider_that_does_not_start_is_said(model: Path, monkeypatch: pytest
         assert engine.info.device == "CPUExecutionProvider"
         assert "TensorrtExecutionProvider did not start, CPUExecutionProvider runs" in str(engine.info.fallback)
         assert engine.infer(np.zeros((1, 3, 16, 16), np.float32)).shape == (1, 3, 32, 32)
+
+
+def test_another_provider_that_does_not_start_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only CUDA and TensorRT have a next one: who asks for CoreML by name must not get the CPU in its stead."""
+    refusing: list[bool] = []
+    fake = fake_onnxruntime([], starts=1, refusing=refusing)
+    fake.get_available_providers = lambda: ["CoreMLExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    with pytest.raises(UserError, match="cannot start its coreml provider here and would use CPUExecutionProvider"):
+        OrtEngine(model, device="coreml")
+    assert refusing == [True]
 
 
 def test_the_shipped_file_by_device() -> None:
