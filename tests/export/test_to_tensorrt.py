@@ -97,6 +97,22 @@ def test_two_builds_for_a_range_of_sizes_differ_in_bytes_at_most(rtx: Flavour) -
     assert np.count_nonzero(a != b) <= 64
 
 
+@pytest.mark.parametrize("name", ["gmin_x4", "lkdn_x4", "bsrn_x4"])
+def test_two_commands_for_a_range_of_sizes_give_the_same_bytes(
+    name: str, script: Script, files: dict[str, Path], tmp_path: Path, rtx: Flavour
+) -> None:
+    plans = []
+    for i in range(2):
+        plan = tmp_path / f"{i}.plan"
+        done = script(
+            "export/to_tensorrt.py", files[f"{name} int8"], "-o", plan, "--target", "sm86", "--shapes",
+            "24x16,64x64,80x96", "--no-cache",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        plans.append(plan.read_bytes())
+    assert plans[0] == plans[1]
+
+
 def test_the_shipped_file_by_the_command(script: Script, tmp_path: Path, rtx: Flavour) -> None:
     plan = tmp_path / "gmin.plan"
     done = script(
