@@ -98,7 +98,7 @@ def set_upright(exif: bytes) -> bytes:
     (start,) = struct.unpack_from(directory.order + "I", exif, 4)
     (count,) = struct.unpack_from(directory.order + "H", exif, start)
     changed = bytearray(exif)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
+    for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):  # whole entries only
         if struct.unpack_from(directory.order + "H", exif, at)[0] == ORIENTATION:
             struct.pack_into(directory.order + "HHIHH", changed, at, ORIENTATION, 3, 1, 1, 0)
             break
@@ -136,11 +136,10 @@ def _pack(directory: Directory, order: str, at: int, ready: dict[int, bytes] | N
     rows = dict(ready or {})
     numbers = sorted({*rows, *directory.children, *directory.tags})
     values = at + 2 + 12 * len(numbers) + 4
-    body = b""
+    body = bytearray()  # grows in place: there may be thousands of values
 
     def place(raw: bytes) -> int:
-        nonlocal body
-        body += raw + b"\0" * (len(raw) % 2)
+        body.extend(raw + b"\0" * (len(raw) % 2))
         return values + len(body) - len(raw) - len(raw) % 2
 
     for tag, child in directory.children.items():

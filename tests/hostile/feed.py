@@ -64,6 +64,14 @@ def manifest(path: Path) -> None:
     read_manifest(path)
 
 
+def peak_megabytes() -> float:
+    """The most memory that this process had. On Linux not by getrusage, whose peak starts with that of the parent."""
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
 FEED = {"picture": picture, "streamed": streamed, "model": model, "checkpoint": checkpoint, "manifest": manifest}
 
 LIBRARIES = {
@@ -99,7 +107,6 @@ if __name__ == "__main__":
             "reason": reason,
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu,
-            "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            / (1e6 if sys.platform == "darwin" else 1e3),
+            "peak_megabytes": peak_megabytes(),
         }
         print(json.dumps(report), flush=True)
