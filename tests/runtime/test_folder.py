@@ -206,7 +206,10 @@ def test_ctrl_c_says_how_far_it_came_and_the_next_run_goes_on(tmp_path: Path, cu
     for i in range(150):
         Image.fromarray(PIXELS).save(tmp_path / f"photos/{i:03}.png")
     command = [sys.executable, ROOT / "runtime/infer.py", "photos", "-o", "out", "--engine", cubic, "--threads", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )  # fmt: skip
     manifest = tmp_path / "out" / NAME
     while not (manifest.is_file() and manifest.read_bytes().count(b"\n") >= 5):
         assert process.poll() is None
