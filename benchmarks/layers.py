@@ -151,7 +151,10 @@ def kind_of(node: str, node_type: str, kernels: dict[str, str]) -> str:
 
 
 def kernels_of(file: Path) -> dict[str, str]:
-    """The kernel of each convolution of a file in words, by the name of its node and of its output."""
+    """The kernel of each convolution of a file in words, by the name of its node and of its output.
+
+    A clip that ONNX Runtime fuses into a convolution gives it the name of the clip's output.
+    """
     import onnx
 
     model = onnx.load(file, load_external_data=False)
@@ -159,8 +162,10 @@ def kernels_of(file: Path) -> dict[str, str]:
     for node in model.graph.node:  # an int8 weight stands behind its DequantizeLinear
         if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
             shapes[node.output[0]] = shapes[node.input[0]]
-    kernels = {}
+    kernels: dict[str, str] = {}
     for node in model.graph.node:
+        if node.op_type == "Clip" and node.input[0] in kernels:
+            kernels[node.output[0]] = kernels[node.input[0]]
         if node.op_type == "Conv" and len(shapes.get(node.input[1], ())) == 4:
             attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
             outputs, inputs, high, wide = shapes[node.input[1]]
