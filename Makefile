@@ -10,7 +10,7 @@ demo: .venv/runtime  ## upscale the shipped photo on the CPU; installs the light
 
 test: .venv/dev  ## run the suite
 	$(BIN)/python -m pytest --ignore tests/training
-	$(BIN)/python -m pytest tests/training  # apart: beside every engine in one process its C kernels once crashed
+	$(BIN)/python -m pytest tests/training  # apart: beside every engine in one process it crashed once; the cause is open
 
 test-gpu:  ## the tests that need an NVIDIA GPU, by $(PYTHON), which must see its TensorRT (docs/jetson.md)
 	$(PYTHON) -m pytest -m gpu tests/runtime/test_tensorrt.py tests/runtime/test_ort_providers.py
