@@ -17,8 +17,7 @@ from quantize.ranges import Method, choose_range, scale_and_zero_point
 
 if TYPE_CHECKING:
     from quantize.patches import Patches
-
-Target = Literal["tensorrt", "cpu", "openvino"]
+    from quantize.ptq import Target
 
 
 @dataclass(frozen=True)

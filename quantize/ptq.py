@@ -231,7 +231,8 @@ def main(
     floats = [n.name for n in convolutions(source) if n not in int8]
     with atomic_write(output) as stream:
         stream.write(content)
-    state.unlink(missing_ok=True)
+    if found is not None:
+        state.unlink(missing_ok=True)
     report = Quantized(
         path=str(output),
         source=str(model),

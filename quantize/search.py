@@ -71,7 +71,6 @@ class SearchResult:
     """Whether the chosen one keeps within the drop; False where even all layers in float did not."""
     pictures: int
     schema: int = 1
-    timed_in: str = ""
     pareto: tuple[int, ...] = field(default=())
     """Candidates that no other beats in both drop and time."""
 
