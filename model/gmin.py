@@ -99,8 +99,9 @@ class GatedSpatialFeedForward(nn.Module):
 
     The two products of a module raise its input to the fourth power, and seven modules follow each other: on a pattern
     that training did not show (the stripes of Set14's barbara) that overflowed. ``bound`` limits both factors of this
-    product, and with them every output of the network. Over 22 held-out photographs the shipped weights reach 13.3 in the
-    first module and 6.7 in the others, so it changes nothing there; ONNX Runtime fuses it into the convolution before it.
+    product, and with them every output of the network. Over 22 held-out photographs the shipped weights reach 13.3 in
+    the first module and 6.7 in the others, so it changes nothing there; ONNX Runtime fuses it into the convolution
+    before it.
     """
 
     def __init__(self, width: int, bound: float) -> None:
