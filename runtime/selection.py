@@ -10,6 +10,7 @@ import json
 import platform
 import statistics
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def open_fastest(
     key = _key(files, threads)
     remembered = _remembered().get(key)
     if remembered in choices:
-        engine = open_engine(f"{remembered}:{name}", device=device, threads=threads)
-        return engine, f"{remembered} was the fastest when measured on this machine"
+        with suppress(UserError):  # another processor, which shares this home folder, may refuse: then measure again
+            engine = open_engine(f"{remembered}:{name}", device=device, threads=threads)
+            return engine, f"{remembered} was the fastest when measured on this machine"
     engines, refusals = {}, []
     for choice in choices:
         try:

@@ -20,10 +20,8 @@ from runtime.engines.contract import (
     scale_from_shapes,
     through_pixels,
 )
+from runtime.engines.openvino_check import check_eight_bits
 from runtime.errors import UserError
-
-SIGNED = "int8-tensorrt"
-"""Flavour that OpenVINO runs, but wrongly: BSD100 x4 fell from 27.050 dB (ONNX Runtime) to 26.491 dB (2026.4.1)."""
 
 
 class OpenVinoEngine:
@@ -44,7 +42,8 @@ class OpenVinoEngine:
                 processor, and so would the result: ours is "f32" everywhere.
 
         Raises:
-            UserError: the file is no super-resolution network, or the device is not one that OpenVINO drives here.
+            UserError: the file is no super-resolution network, the device is not one that OpenVINO drives here, or the
+                file is quantized in a way that OpenVINO computes wrongly on this processor.
         """
         try:
             import openvino
@@ -60,11 +59,7 @@ class OpenVinoEngine:
         core: Any = openvino.Core()
         try:
             model = core.read_model(path)
-            if _metadata(model).get("gmin.precision") == SIGNED:
-                raise UserError(
-                    f"{path} is quantized for TensorRT, and OpenVINO would lose half a decibel on its signed "
-                    "activations: use ONNX Runtime (ort:), or quantize with --target openvino."
-                )
+            check_eight_bits(path, model)
             compiled = core.compile_model(model, "CPU", settings)
         except UserError:
             raise

@@ -68,18 +68,6 @@ def test_the_fastest_engine_is_measured_once_and_remembered(script: Script, smal
     assert first.stderr == ""
 
 
-def test_openvino_refuses_the_signed_flavour_and_the_choice_goes_round_it(script: Script, small: Path) -> None:
-    signed = MODELS / "gmin_x4_int8.onnx"
-    refused = script("runtime/infer.py", small, "--engine", f"openvino:{signed}")
-    assert refused.returncode == 2
-    assert "quantized for TensorRT" in refused.stderr
-    done = script("runtime/infer.py", small, "--engine", signed, "--json", "-")
-    assert done.returncode == 0
-    report = json.loads(done.stdout)
-    assert report["engine"]["backend"].startswith("ONNX Runtime")
-    assert "only one that takes this file" in report["chosen"]
-
-
 def test_tiles_on_the_real_network(script: Script, tmp_path: Path) -> None:
     """Seams of the shipped network by tiles, against the untiled picture: small, and not called exact."""
     results = []

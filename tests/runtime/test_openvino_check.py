@@ -1,0 +1,98 @@
+"""The known answer against what really happens to pictures, on this processor and on older ones.
+
+``ONEDNN_MAX_CPU_ISA`` makes OpenVINO use the kernels of an older processor, so the faults themselves are shown here,
+not a model of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.environment import environment
+from tests.conftest import Script
+
+pytest.importorskip("openvino")
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the faults are those of x86")
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "runtime/models"
+FILES = {"float": "gmin_x4", "signed": "gmin_x4_int8", "unsigned": "gmin_x4_int8_openvino"}
+HERE, VNNI, OLD = "DEFAULT", "AVX512_CORE_VNNI", "AVX2"
+
+_MEASURE = """
+import json, sys
+import cv2, numpy as np, onnxruntime, openvino
+from runtime.engines.openvino_check import computes_rightly
+photo = cv2.imread("data/chelsea.png")[60:140, 100:200, ::-1]
+x = np.ascontiguousarray(photo.transpose(2, 0, 1)[None], np.float32) / 255
+found = {"signed_right": computes_rightly(signed=True), "unsigned_right": computes_rightly(signed=False)}
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+for key, path in zip(sys.argv[1::2], sys.argv[2::2]):
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    expected = session.run(None, {session.get_inputs()[0].name: x})[0]
+    result = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
+    found[key] = float(-10 * np.log10(np.mean((result - expected) ** 2) + 1e-12))
+print(json.dumps(found))
+"""
+
+
+def _needs(isa: str) -> None:
+    features = environment(1).features
+    if isa == VNNI and "avx512_vnni" not in features:
+        pytest.skip("this processor has no AVX-512 VNNI")
+    if isa == HERE and not {"avx512_vnni", "avx_vnni"} & set(features):
+        pytest.skip("this processor has no VNNI, so OpenVINO refuses every INT8 file")
+
+
+@pytest.mark.parametrize("isa", [HERE, VNNI, OLD])
+def test_the_known_answer_says_what_happens_to_pictures(isa: str) -> None:
+    _needs(isa)
+    files = [text for key, name in FILES.items() for text in (key, str(MODELS / f"{name}.onnx"))]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, *files],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["float"] > 80
+    assert (found["unsigned"] > 50) == found["unsigned_right"]
+    assert (found["signed"] > 50) == found["signed_right"]
+    if isa == OLD:
+        assert not found["unsigned_right"]
+
+
+def test_without_vnni_quantized_files_are_refused_and_the_choice_goes_round_openvino(
+    script: Script, tmp_path: Path
+) -> None:
+    target = tmp_path / "large.png"
+    photo = ROOT / "data/chelsea.png"
+    file = MODELS / "gmin_x4_int8_openvino.onnx"
+    refused = script("runtime/infer.py", photo, "--engine", f"openvino:{file}", "-o", target, ONEDNN_MAX_CPU_ISA=OLD)
+    assert refused.returncode == 2
+    assert "no VNNI" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not target.exists()
+    done = script("runtime/infer.py", photo, "--engine", "gmin_x4", "-o", target, "--json", "-",
+                  ONEDNN_MAX_CPU_ISA=OLD)  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["engine"]["backend"].startswith("ONNX Runtime")
+    assert "only one that takes this file" in report["chosen"]
+
+
+def test_without_amx_signed_files_are_refused_and_others_run(script: Script, tmp_path: Path) -> None:
+    _needs(VNNI)
+    photo = ROOT / "data/chelsea.png"
+    signed = script("runtime/infer.py", photo, "--engine", f"openvino:{MODELS / 'gmin_x4_int8.onnx'}",
+                    "-o", tmp_path / "a.png", ONEDNN_MAX_CPU_ISA=VNNI)  # fmt: skip
+    assert signed.returncode == 2
+    assert "quantized with signed activations" in signed.stderr
+    unsigned = script("runtime/infer.py", photo, "--engine", f"openvino:{MODELS / 'gmin_x4_int8_openvino.onnx'}",
+                      "-o", tmp_path / "b.png", ONEDNN_MAX_CPU_ISA=VNNI)  # fmt: skip
+    assert unsigned.returncode == 0
