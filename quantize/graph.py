@@ -12,7 +12,7 @@ from runtime.errors import UserError
 _PASSIVE = {"DepthToSpace", "Clip", "Add", "Identity", "Reshape", "Transpose", "Cast"}
 """Operations that may stand between the last convolution and the picture."""
 _STATISTICS = {"Pow", "Sqrt", "Div", "ReduceL2", "LayerNormalization", "Softmax", "MatMul"}
-_CARRIERS = {"Add", "Mul", "ReduceMean", "Clip", "Max", "Reciprocal", "Transpose", "Reshape"}
+_CARRIERS = {"Add", "Mul", "ReduceMean", "GlobalAveragePool", "Clip", "Max", "Reciprocal", "Transpose", "Reshape"}
 
 
 def read_onnx(path: Path) -> ModelProto:
@@ -91,6 +91,17 @@ def sums_before(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Add" and node.output[0] in read]
 
 
+def after(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """The nodes that depend on ``nodes``, without them."""
+    computed = {name for node in nodes for name in node.output}
+    found = []
+    for node in model.graph.node:  # in topological order
+        if computed & set(node.input):
+            found.append(node)
+            computed.update(node.output)
+    return found
+
+
 def statistics_nodes(model: ModelProto) -> list[NodeProto]:
     """The nodes that compute deviations and norms: squares, roots, quotients, and what only they feed.
 
@@ -132,3 +143,22 @@ def float_tensors(model: ModelProto) -> set[str]:
     typed = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     constants = {tensor.name for tensor in graph.initializer}
     return {name for name, kind in typed.items() if kind == TensorProto.FLOAT and name not in constants}
+
+
+def shared_levels(model: ModelProto) -> dict[str, str]:
+    """Tensors that lose nothing by taking the 8-bit levels of another one: part to whole.
+
+    The parts of a ``Split`` hold values that are on the levels of the whole already. What only a ``Concat`` reads is
+    rounded to the levels of its result in any case. Engines then move bytes, where they would rescale each value.
+    """
+    readers: dict[str, int] = {output.name: 2 for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type == "Split":
+            found |= dict.fromkeys(node.output, found.get(node.input[0], node.input[0]))
+        elif node.op_type == "Concat":
+            found |= {name: node.output[0] for name in node.input if readers[name] == 1 and name not in found}
+    return found

@@ -79,6 +79,29 @@ def centre_input_on_levels(model: ModelProto) -> str | None:
     return str(first.output[0])
 
 
+def means_by_pooling(model: ModelProto) -> int:
+    """Write each mean over height and width as ``GlobalAveragePool``, in place; the same sum.
+
+    ONNX Runtime has no 8-bit ``ReduceMean``: it took 72 of 325 ms of GMIN's INT8 graph, where its 8-bit pooling takes
+    1.4 ms and gives the same bytes (320×180, two threads, Xeon with AMX).
+
+    Returns:
+        The number of nodes rewritten.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    count = 0
+    for node in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        axes = attributes.get("axes", constants.get(node.input[1]) if len(node.input) > 1 else None)
+        if node.op_type != "ReduceMean" or axes is None or not attributes.get("keepdims", 1):
+            continue
+        if sorted(int(axis) % 4 for axis in axes) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+            count += 1
+    return count
+
+
 def drop_idle_clips(model: ModelProto) -> int:
     """Remove each ``Clip`` that only quantizers read whose own range lies within its bounds, in place; exact.
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from onnx import ModelProto
 
 from quantize.calibration import TensorStatistics, collect_statistics
 from quantize.equalization import equalize
-from quantize.graph import before_channel_norms, convolutions, dense, float_tensors, statistics_nodes, sums_before, tail
-from quantize.passes import LEVEL, centre_input_on_levels, drop_idle_clips, insert_centred_input
+from quantize.graph import (
+    after,
+    before_channel_norms,
+    convolutions,
+    dense,
+    float_tensors,
+    shared_levels,
+    statistics_nodes,
+    sums_before,
+    tail,
+)
+from quantize.passes import LEVEL, centre_input_on_levels, drop_idle_clips, insert_centred_input, means_by_pooling
 from quantize.placement import Affine, insert_qdq
 from quantize.ranges import Method, choose_range, scale_and_zero_point
 
@@ -37,6 +47,8 @@ class Plan:
     """What the calibration pictures showed of these tensors, but for those whose levels are known."""
     properties: Mapping[str, str]
     """Metadata of the file."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Tensors whose scale and zero point must stay those of another one: part to whole (``graph.shared_levels``)."""
 
     def build(self, floats: Collection[str] = ()) -> ModelProto:
         """The INT8 graph in which the units named in ``floats`` stay float."""
@@ -81,17 +93,20 @@ def make_plan(
             depth-wise convolutions are slower than float ones (docs/decisions/0002-flavours.md has the profile).
         method: how a tensor's interval is chosen. Pictures are never clipped, whatever the method: the input and the
             output keep the levels k/255.
-        float_tail: leave the convolution that gives the output, and the sum that it reads, in float.
+        float_tail: leave the convolution that gives the output, the sum that it reads, and what follows it, in float.
         equalized: bring the channels of a tensor to one range first (quantize/equalization.py).
     """
     prepared = type(model)()
     prepared.CopyFrom(model)
     insert_centred_input(prepared)
     centred = centre_input_on_levels(prepared)
+    if target == "cpu":
+        means_by_pooling(prepared)
     if equalized:
         equalize(prepared, patches.batches())
     last = tail(prepared) if float_tail else []
-    apart = (*sums_before(prepared, last), *statistics_nodes(prepared), *before_channel_norms(prepared))
+    ends = (*sums_before(prepared, last), *after(prepared, last))
+    apart = (*ends, *statistics_nodes(prepared), *before_channel_norms(prepared))
     kept_float = {node.name for node in (*last, *apart)}
     eligible = dense(prepared) if target == "openvino" else convolutions(prepared)
     quantized = {node.name for node in eligible} - kept_float
@@ -112,6 +127,12 @@ def make_plan(
     for name, kept in statistics.items():
         low, high = choose_range(kept, method, symmetric=dtype == "int8")
         activations[name] = Affine(*scale_and_zero_point(low, high, dtype), dtype)
+    shared = {
+        part: whole
+        for part, whole in (shared_levels(prepared).items() if everywhere else ())
+        if part in statistics and whole in statistics
+    }
+    activations |= {part: activations[whole] for part, whole in shared.items()}
     return Plan(
         target=target,
         model=prepared,
@@ -121,6 +142,7 @@ def make_plan(
         statistics=statistics,
         properties={entry.key: entry.value for entry in model.metadata_props}
         | {"gmin.precision": f"int8-{target}", "gmin.quantization": f"{method}, {patches.name}"},
+        shared=shared,
     )
 
 

@@ -114,7 +114,8 @@ class _SimulatedGraph:
         if unknown:
             raise UserError(f"Tuning cannot simulate {', '.join(unknown)} of this network; use --effort fast.")
         read = {name for node in plan.model.graph.node if node.name in self._left for name in node.input}
-        learnt = sorted(read & set(plan.statistics))
+        self._shared = plan.shared
+        learnt = sorted(read & set(plan.statistics) - set(plan.shared))
         self._log_scale = {name: torch.zeros((), requires_grad=True) for name in learnt}
         self._shift: dict[str, Tensor] = {}
         self._bias_shift: dict[str, Tensor] = {}
@@ -174,7 +175,7 @@ class _SimulatedGraph:
     def _quantize(self, name: str, x: Tensor) -> Tensor:
         affine = self._affine[name]
         low, high = (-127, 127) if affine.dtype == "int8" else (-affine.zero_point, 255 - affine.zero_point)
-        log = self._log_scale.get(name)
+        log = self._log_scale.get(self._shared.get(name, name))
         scale = float(affine.scale) if log is None else float(affine.scale) * log.exp()
         return _straight(x / scale, low, high) * scale
 
@@ -202,13 +203,12 @@ class _SimulatedGraph:
                 learnt = self._bias(tensor.name)
             if learnt is not None:
                 tensor.CopyFrom(numpy_helper.from_array(learnt.detach().numpy().astype(np.float32), tensor.name))
-        activations = {
-            name: Affine(np.float32(float(affine.scale) * float(self._log_scale[name].detach().exp())), *rest)
-            if name in self._log_scale
-            else affine
-            for name, affine in plan.activations.items()
-            for rest in [(affine.zero_point, affine.dtype)]
-        }
+        activations = dict(plan.activations)
+        for name, affine in plan.activations.items():
+            log = self._log_scale.get(self._shared.get(name, name))
+            if log is not None:
+                scale = np.float32(float(affine.scale) * float(log.detach().exp()))
+                activations[name] = Affine(scale, affine.zero_point, affine.dtype)
         return dataclasses.replace(plan, model=model, activations=activations)
 
 
@@ -309,6 +309,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "Pow": lambda _, a, b: a**b,
     "Sqrt": lambda _, x: x.sqrt(),
     "ReduceMean": _mean,
+    "GlobalAveragePool": lambda _, x: x.mean(dim=(2, 3), keepdim=True),
     "Concat": _concat,
     "Split": _split,
     "MaxPool": _max_pool,
