@@ -1,9 +1,8 @@
 """Which layers stay float: the fewest and cheapest that bring the loss within what the user allows.
 
-Each layer alone is quantized first, and its error on the FP32 network's output is measured; errors of different layers
-nearly add up. Layers are then given back to float in the order of error removed per millisecond risked, and the
-shortest such list that keeps within the drop is taken. All on calibration pictures; the caller judges the result on
-others.
+What each layer costs the FP32 network's output is measured first; errors of different layers nearly add up. Layers are
+then given back to float in the order of error removed per millisecond risked, and the shortest such list that keeps
+within the drop is taken. All on calibration pictures; the caller judges the result on others.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (layers measured, layers in all)."""
-_LAYOUT = 1  # of the saved state
+_LAYOUT = 2  # of the saved state
 _RANKING_PICTURES = 4
 
 
@@ -41,10 +40,12 @@ class Sensitivity:
     kind: str
     """Operation of the graph, ``Conv`` …"""
     mse: float
-    """Mean squared error of the output on [0, 1] against FP32 where only this layer is quantized."""
+    """Mean squared error of the output on [0, 1] against FP32 that it brings: where only this layer is quantized, or,
+    in a flavour that quantizes everything, what giving back this layer alone takes away."""
     psnr_against_fp32_db: float
     float_ms: float
-    """Its time in the FP32 graph on these pictures, by ONNX Runtime's profiler; 0 where it was fused away."""
+    """Its time in the FP32 graph on these pictures, by ONNX Runtime's profiler, with that of the convolutions which it
+    reads where everything is quantized: they cannot stay in 8 bits then. 0 where it was fused away."""
 
 
 @dataclass(frozen=True)
@@ -193,15 +194,25 @@ def search(
 def measure_sensitivities(
     plan: Plan, judge: Judge, *, state: Path | None = None, progress: Progress | None = None
 ) -> tuple[Sensitivity, ...]:
-    """Each layer alone in 8 bits, against FP32."""
+    """What each layer costs, against FP32.
+
+    In a flavour that quantizes everything, several layers read one tensor, so that a layer alone in 8 bits would count
+    the rounding of its neighbours as its own: there each layer alone is given back instead.
+    """
     identity = _identity(plan, judge)
     known = _load(state, identity)
     kinds = {node.name: node.op_type for node in plan.model.graph.node}
     times = float_times(plan.model, to_batch(judge.pairs[0].lr)) if len(known) < len(plan.units) else {}
+    if plan.target == "cpu":
+        times = _with_convolutions_read(plan.model, times)
+    whole = judge.mse(plan.build()) if plan.target == "cpu" else None
     results = []
     for done, unit in enumerate(plan.units, 1):
         if unit not in known:
-            error = judge.mse(plan.build(set(plan.units) - {unit}))
+            if whole is None:
+                error = judge.mse(plan.build(set(plan.units) - {unit}))
+            else:
+                error = max(whole - judge.mse(plan.build([unit])), 0.0)
             known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), times.get(unit, 0.0))
             if state is not None:
                 _save(state, identity, known)
@@ -243,6 +254,15 @@ def float_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, floa
         if event.get("cat") == "Node" and label != event["name"] and node is not None:
             times.setdefault(node, []).append(event["dur"] / 1000)
     return {name: float(np.median(runs[1:])) for name, runs in times.items() if len(runs) > 1}
+
+
+def _with_convolutions_read(model: ModelProto, times: Mapping[str, float]) -> dict[str, float]:
+    """To the time of each node that of the convolutions whose results it reads."""
+    made_by = {node.output[0]: node.name for node in model.graph.node if node.op_type == "Conv"}
+    return {
+        node.name: times.get(node.name, 0.0) + sum(times.get(made_by.get(name, ""), 0.0) for name in node.input)
+        for node in model.graph.node
+    }
 
 
 def _shortest(at: Callable[[int], Candidate], longest: int, max_drop_db: float) -> int:

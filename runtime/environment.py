@@ -71,6 +71,15 @@ def environment(threads: int) -> Environment:
     )
 
 
+def sums_overflow() -> bool:
+    """Whether this is an x86 processor without VNNI, whose 8-bit products are summed in 16 bits by most libraries.
+
+    Only Linux tells; elsewhere False.
+    """
+    features = _features(_cpuinfo())
+    return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(features)
+
+
 @dataclass(frozen=True)
 class ProcessorTime:
     """Seconds of processor time since the start: of this process, of all, and those that the hypervisor kept."""

@@ -79,3 +79,19 @@ def test_what_others_took() -> None:
     assert ProcessorTime(own=3.0, busy=14.0, total=110.0).taken_by_others_since(before) == pytest.approx(0.2)
     assert ProcessorTime(own=9.0, busy=10.0, total=110.0).taken_by_others_since(before) == 0.0
     assert before.taken_by_others_since(before) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflow"),
+    [("sse4_1 avx2 fma", True), ("avx2 avx512f", True), ("avx2 avx_vnni", False), ("avx2 avx512f avx512_vnni", False)],
+)
+def test_sums_of_8_bit_products_overflow_without_vnni(
+    monkeypatch: pytest.MonkeyPatch, flags: str, overflow: bool
+) -> None:
+    monkeypatch.setattr(environment, "_text", {"/proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\n"}.get)
+    assert environment.sums_overflow() is overflow
+
+
+def test_an_arm_board_has_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_text", {"/proc/cpuinfo": ARM}.get)
+    assert not environment.sums_overflow()
