@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,7 @@ def with_fast_depthwise(model: nn.Module) -> nn.Module:
     _library()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and _can_do(child):
+            if isinstance(child, nn.Conv2d) and _replaceable(child):
                 setattr(parent, name, FastDepthwise(child))
     return model
 
@@ -50,24 +50,51 @@ class FastDepthwise(nn.Module):
         self.dilation = conv.dilation[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.float32 or x.device.type != "cpu" or self.weight.dtype != torch.float32:
-            raise TypeError(f"the kernels read float32 on a CPU, not {x.dtype} on {x.device}")
-        return _Depthwise.apply(x, self.weight, self.bias, self.dilation)
+        return depthwise(x, self.weight, self.bias, self.dilation)
 
 
-def _can_do(module: nn.Conv2d) -> bool:
-    if type(module) is not nn.Conv2d or module.bias is None:
-        return False
-    kernel, dilation = module.kernel_size[0], module.dilation[0]
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """A depth-wise convolution of (N, C, H, W) with (C, 1, k, k), padded to keep the size, that can be learnt through.
+
+    Raises:
+        TypeError: something is not float32 on a CPU.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu" or weight.dtype != torch.float32:
+        raise TypeError(f"the kernels read float32 on a CPU, not {x.dtype} on {x.device}")
+    if bias is None:
+        raise TypeError("the kernels add a bias")
+    result: Tensor = _Depthwise.apply(x, weight, bias, dilation)
+    return result
+
+
+def can_do(weight: Sequence[int], groups: int, strides: Sequence[int], dilations: Sequence[int], pads: int) -> bool:
+    """Whether ``depthwise`` computes the convolution of these properties.
+
+    Args:
+        weight: shape, (O, I / groups, k, k).
+        groups: number of.
+        strides: down and across.
+        dilations: down and across.
+        pads: zeros on each of the four sides.
+    """
+    kernel, dilation = weight[-1], dilations[0]
     return (
-        module.groups == module.in_channels == module.out_channels
-        and module.in_channels % 8 == 0
-        and module.kernel_size in {(3, 3), (5, 5), (7, 7)}
-        and module.stride == (1, 1)
-        and module.dilation == (dilation, dilation)
-        and module.padding == (dilation * (kernel // 2),) * 2
-        and module.padding_mode == "zeros"
+        groups == weight[0]
+        and weight[1] == 1
+        and groups % 8 == 0
+        and tuple(weight[2:]) in {(3, 3), (5, 5), (7, 7)}
+        and tuple(strides) == (1, 1)
+        and tuple(dilations) == (dilation, dilation)
+        and pads == dilation * (kernel // 2)
     )
+
+
+def _replaceable(module: nn.Conv2d) -> bool:
+    if type(module) is not nn.Conv2d or module.bias is None or module.padding_mode != "zeros":
+        return False
+    if isinstance(module.padding, str) or module.padding[0] != module.padding[1]:
+        return False
+    return can_do(module.weight.shape, module.groups, module.stride, module.dilation, module.padding[0])
 
 
 class _Depthwise(torch.autograd.Function):

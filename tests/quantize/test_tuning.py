@@ -7,10 +7,11 @@ from onnx import ModelProto, helper
 from quantize.patches import Patches
 from quantize.plan import make_plan
 from quantize.search import Judge, open_session
-from quantize.tuning import _SimulatedGraph, tune
+from quantize.tuning import tune
 from runtime.errors import UserError
 
 torch = pytest.importorskip("torch")
+from quantize.simulation import SimulatedGraph
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "cpu", "openvino"])
@@ -18,7 +19,7 @@ def test_the_simulation_gives_what_the_file_gives(tiny: ModelProto, few: Patches
     plan = make_plan(tiny, few, target=target)
     batch = next(few.batches())
     with torch.no_grad():
-        simulated = _SimulatedGraph(plan, ())(torch.from_numpy(batch)).numpy()
+        simulated = SimulatedGraph(plan, ())(torch.from_numpy(batch)).numpy()
     real = open_session(plan.build()).run(None, {"input": batch})[0]
     off = np.abs(simulated - real)
     assert off.mean() < 1e-3  # a tie may round the other way
