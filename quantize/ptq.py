@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from quantize.patches import Patches
     from quantize.plan import Plan
     from quantize.ranges import Method
-    from quantize.search import SearchResult
+    from quantize.search import Judge, SearchResult
 
 Target = Literal["tensorrt", "cpu", "openvino"]
 Effort = Literal["fast", "best"]
+Made = Literal["fast", "best", "qat"]
 MethodOption = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -55,7 +56,7 @@ class Quantized:
     fp32_psnr_y_db: float
     int8_psnr_y_db: float
     drop_db: float
-    effort: str = "fast"
+    effort: Made = "fast"
     max_drop_db: float | None = None
     within: bool = True
     """Whether the drop on the held-out patches is at most the one allowed."""
@@ -94,20 +95,34 @@ def improve(
     """
     from tqdm import tqdm
 
-    from quantize.search import Judge, search
-
-    silent = True if quiet else None
-    pairs = [patches.pair(path) for path in patches.calibration[:_SEARCH_PICTURES]]
-    judge = Judge(plan.model, pairs, patches.scale)
+    judge = search_judge(plan.model, patches)
     if effort == "best":
         from quantize.tuning import tune
 
-        with tqdm(total=steps, desc="tuning", unit="step", leave=False, disable=silent) as bar:
+        with tqdm(total=steps, desc="tuning", unit="step", leave=False, disable=True if quiet else None) as bar:
             tuned = tune(plan, (), patches, steps=steps, progress=lambda *_: bar.update())
         if judge.mse(tuned.build()) < judge.mse(plan.build()):
             plan = tuned
     if max_drop is None:
         return plan, None
+    return plan, give_back(plan, judge, max_drop=max_drop, state=state, timed=timed, quiet=quiet)
+
+
+def search_judge(model: ModelProto, patches: Patches) -> Judge:
+    """What a search measures against: an FP32 graph's answers to some of the pictures that calibrated."""
+    from quantize.search import Judge
+
+    return Judge(model, [patches.pair(path) for path in patches.calibration[:_SEARCH_PICTURES]], patches.scale)
+
+
+def give_back(
+    plan: Plan, judge: Judge, *, max_drop: float, state: Path | None = None, timed: bool = False, quiet: bool = True
+) -> SearchResult:
+    """Find the layers that must stay float for a drop of at most ``max_drop`` dB; arguments as of ``improve``."""
+    from tqdm import tqdm
+
+    from quantize.search import search
+
     timer = None
     if timed and plan.target != "tensorrt":
         from quantize.timing import time_in_turns
@@ -115,8 +130,8 @@ def improve(
         def timer(models: Sequence[ModelProto]) -> list[tuple[float, float]]:
             return time_in_turns(models, "ort" if plan.target == "cpu" else "openvino-bf16")
 
-    with tqdm(total=len(plan.units), desc="layers", unit="layer", leave=False, disable=silent) as bar:
-        found = search(
+    with tqdm(total=len(plan.units), desc="layers", unit="layer", leave=False, disable=True if quiet else None) as bar:
+        return search(
             plan,
             judge,
             max_drop_db=_SEARCH_SHARE * max_drop,
@@ -124,7 +139,6 @@ def improve(
             timer=timer,
             progress=lambda *_: bar.update(),
         )
-    return plan, found
 
 
 def quantize_model(
@@ -167,6 +181,86 @@ def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, 
     return float(against), float(before), float(after)
 
 
+def check_outputs(output: Path, page: Path | None) -> None:
+    """Refuse what could not be written at the end, before the work begins."""
+    if output.suffix.lower() != ".onnx":
+        raise UserError(f"{output} must end in .onnx.")
+    check_writable(output)
+    if page is not None:
+        check_writable(page)
+
+
+def write_quantized(
+    plan: Plan,
+    found: SearchResult | None,
+    source: Path,
+    output: Path,
+    patches: Patches,
+    *,
+    method: str,
+    calibration: str,
+    effort: Made,
+    max_drop: float | None,
+) -> Quantized:
+    """Write the file of a plan and of the layers that a search keeps float, and score it on the held-out patches."""
+    from quantize.graph import convolutions
+    from quantize.lint import lint_for_tensorrt
+
+    result = plan.build(found.floats if found else ())
+    if plan.target == "tensorrt" and (faults := lint_for_tensorrt(result)):
+        raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
+    content = result.SerializeToString(deterministic=True)
+    against, before, after = judge(source.read_bytes(), content, patches)
+    made = {node.name for node in result.graph.node}
+    names = [node.name for node in convolutions(plan.model)]
+    floats = [name for name in names if f"{name}_weight_dequantize" not in made]
+    with atomic_write(output) as stream:
+        stream.write(content)
+    return Quantized(
+        path=str(output),
+        source=str(source),
+        target=plan.target,
+        method=method,
+        calibration=calibration,
+        calibration_patches=len(patches.calibration),
+        held_out_patches=len(patches.held_out),
+        convolutions_int8=len(names) - len(floats),
+        convolutions_float=len(floats),
+        float_convolutions=floats,
+        size_bytes=len(content),
+        source_bytes=source.stat().st_size,
+        psnr_against_fp32_db=against,
+        fp32_psnr_y_db=before,
+        int8_psnr_y_db=after,
+        drop_db=before - after,
+        effort=effort,
+        max_drop_db=max_drop,
+        within=max_drop is None or before - after <= max_drop,
+        search=found,
+    )
+
+
+def tell(report: Quantized, plan: Plan, page: Path | None, *, quiet: bool, json_target: str | None) -> None:
+    """Say what was written and what it lost, as a page, as JSON and in words; exit code 3 if it is too much."""
+    if page is not None:
+        from quantize.report import write_report
+
+        write_report(report, plan, page)
+    write_json(asdict(report), json_target)
+    say(
+        f"{report.path}: {report.size_bytes / 1e6:.2f} MB (FP32 {report.source_bytes / 1e6:.2f} MB), "
+        f"{report.convolutions_int8} INT8 and {report.convolutions_float} float convolutions\n"
+        f"on {report.held_out_patches} held-out patches: PSNR {report.psnr_against_fp32_db:.2f} dB against FP32; "
+        f"{report.fp32_psnr_y_db:.3f} -> {report.int8_psnr_y_db:.3f} dB on luma against HR, "
+        f"a drop of {report.drop_db:.3f} dB",
+        quiet=quiet,
+        json_target=json_target,
+    )
+    if not report.within:
+        say(f"This is more than the {report.max_drop_db} dB allowed.", quiet=quiet, json_target=json_target)
+        raise typer.Exit(3)
+
+
 app = new_app("Quantize an FP32 ONNX file to INT8.")
 
 
@@ -203,13 +297,8 @@ def main(
 
     Exit code 3: the file is written, but loses more on the held-out patches than --max-drop allows.
     """
-    if output.suffix.lower() != ".onnx":
-        raise UserError(f"{output} must end in .onnx.")
-    check_writable(output)
-    if page is not None:
-        check_writable(page)
-    from quantize.graph import check_quantizable, convolutions, read_onnx
-    from quantize.lint import lint_for_tensorrt
+    check_outputs(output, page)
+    from quantize.graph import check_quantizable, read_onnx
     from quantize.patches import load_patches
     from quantize.plan import make_plan
     from runtime.engines.ort import OrtEngine
@@ -221,56 +310,12 @@ def main(
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
     state = output.with_suffix(".search.json")  # a search that is interrupted goes on from there
     plan, found = improve(plan, chosen, effort=effort, max_drop=max_drop, state=state, timed=timed, quiet=quiet)
-    result = plan.build(found.floats if found else ())
-    if target == "tensorrt" and (faults := lint_for_tensorrt(result)):
-        raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
-    content = result.SerializeToString(deterministic=True)
-    against, before, after = judge(model.read_bytes(), content, chosen)
-    made = {node.name for node in result.graph.node}
-    int8 = [node for node in convolutions(source) if f"{node.name}_weight_dequantize" in made]
-    floats = [n.name for n in convolutions(source) if n not in int8]
-    with atomic_write(output) as stream:
-        stream.write(content)
+    report = write_quantized(
+        plan, found, model, output, chosen, method=method, calibration=calib, effort=effort, max_drop=max_drop
+    )
     if found is not None:
         state.unlink(missing_ok=True)
-    report = Quantized(
-        path=str(output),
-        source=str(model),
-        target=target,
-        method=method,
-        calibration=calib,
-        calibration_patches=len(chosen.calibration),
-        held_out_patches=len(chosen.held_out),
-        convolutions_int8=len(int8),
-        convolutions_float=len(floats),
-        float_convolutions=floats,
-        size_bytes=len(content),
-        source_bytes=model.stat().st_size,
-        psnr_against_fp32_db=against,
-        fp32_psnr_y_db=before,
-        int8_psnr_y_db=after,
-        drop_db=before - after,
-        effort=effort,
-        max_drop_db=max_drop,
-        within=max_drop is None or before - after <= max_drop,
-        search=found,
-    )
-    if page is not None:
-        from quantize.report import write_report
-
-        write_report(report, plan, page)
-    write_json(asdict(report), json_target)
-    say(
-        f"{output}: {len(content) / 1e6:.2f} MB (FP32 {report.source_bytes / 1e6:.2f} MB), "
-        f"{len(int8)} INT8 and {len(floats)} float convolutions\n"
-        f"on {len(chosen.held_out)} held-out patches: PSNR {against:.2f} dB against FP32; "
-        f"{before:.3f} -> {after:.3f} dB on luma against HR, a drop of {before - after:.3f} dB",
-        quiet=quiet,
-        json_target=json_target,
-    )
-    if not report.within:
-        say(f"This is more than the {max_drop} dB allowed.", quiet=quiet, json_target=json_target)
-        raise typer.Exit(3)
+    tell(report, plan, page, quiet=quiet, json_target=json_target)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ def train(
     process: Process | None = None,
     max_steps: int | None = None,
     finish_in: int | None = None,
+    teach: Callable[[Tensor], Tensor] | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` until ``options.steps``, resuming what is in ``options.output``.
@@ -179,6 +180,7 @@ def train(
         process: this process among several; None is alone.
         max_steps: stop after so many steps of this call, as if interrupted.
         finish_in: let the rate fall over so many steps from where the checkpoint stands, and end there.
+        teach: gives the targets of a batch, (N, 3, s·H, s·W) of its LR crops, where the images have none; on the CPU.
         report: called with each record of the log, on the first process.
 
     Raises:
@@ -224,12 +226,16 @@ def train(
     with Stop() as stop, ThreadPoolExecutor(1) as ahead:
 
         def cut(step: int) -> Any:
-            return ahead.submit(crops.batch, step, rank=process.rank, world=process.world)
+            return ahead.submit(prepare, step)
+
+        def prepare(step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            lr, hr, target = crops.batch(step, rank=process.rank, world=process.world)
+            return lr, hr, teach(lr) if teach is not None else target
 
         upcoming = cut(run.step)
         while run.step < end:
             batch = upcoming.result()
-            upcoming = cut(run.step + 1)  # the next crops are cut while this step runs
+            upcoming = cut(run.step + 1)  # the next crops are cut, and taught, while this step runs
             losses.append(run.learn(*batch))
             now = time.monotonic()
             run.seconds, clock = run.seconds + now - clock, now

@@ -22,7 +22,6 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from model.registry import Network
     from training.loop import TrainingResult
     from training.options import TrainingOptions
     from training.processes import Process
@@ -137,7 +136,7 @@ def train_from(
             say(text, quiet=quiet, json_target=json_target)
 
         network = describe(options.model)
-        images, validation = gather(options, network, process, quiet=quiet)
+        images, validation = gather(options, network.scale, process, quiet=quiet)
         pixels = sum(image.hr.shape[0] * image.hr.shape[1] for image in images)
         tell(f"{len(images)} images, {pixels / 1e6:.1f} megapixels; {len(validation)} held out.")
         if options.cpu_kernels != "torch" and process.device != "cpu":
@@ -168,7 +167,7 @@ def train_from(
 
 
 def gather(
-    options: TrainingOptions, network: Network, process: Process, *, quiet: bool
+    options: TrainingOptions, scale: int, process: Process, *, quiet: bool
 ) -> tuple[list[TrainingImage], list[TrainingImage]]:
     """The images to learn from, with their targets if there is a teacher, and those held out.
 
@@ -205,8 +204,8 @@ def gather(
     def load(path: Path) -> TrainingImage:
         lr_path = None
         if options.lr_data is not None:
-            lr_path = lr_counterpart(path, data=folder, lr_data=options.lr_data, scale=network.scale)
-        return load_image(path, scale=network.scale, cache=options.cache, lr_path=lr_path)
+            lr_path = lr_counterpart(path, data=folder, lr_data=options.lr_data, scale=scale)
+        return load_image(path, scale=scale, cache=options.cache, lr_path=lr_path)
 
     if options.cache is not None:  # each process prepares its share; what is there already is only looked at
         share = [

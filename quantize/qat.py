@@ -1,0 +1,199 @@
+"""Quantization-aware fine-tuning: an INT8 graph learns to answer as its own FP32 network does, and is written as Q/DQ.
+
+python quantize/qat.py gmin_x4.onnx -o gmin_x4_int8_qat.onnx --target cpu --run runs/qat
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if not __package__:  # started as a file: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import typer
+
+from quantize.ptq import MethodOption, Target, check_outputs, give_back, search_judge, tell, write_quantized
+from runtime.command_line import JsonOption, QuietOption, new_app, run, say
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor
+
+    from quantize.plan import Plan
+    from training.options import TrainingOptions
+
+RECIPE = Path(__file__).resolve().parents[1] / "training/recipes/qat_x4.toml"
+
+
+def fine_tune(
+    plan: Plan,
+    options: TrainingOptions,
+    *,
+    scale: int,
+    reference: ModelProto,
+    max_steps: int | None = None,
+    quiet: bool = True,
+    json_target: str | None = None,
+) -> Plan | None:
+    """Fine-tune everything that a plan's file can say, in the loop that trains networks, resuming ``options.output``.
+
+    Args:
+        plan: as calibrated; left unchanged. All its units are quantized.
+        options: the run. With ``teacher`` a registered network teaches instead of ``reference``.
+        scale: of the network.
+        reference: the FP32 network, which answers each crop.
+        max_steps: stop after so many steps of this call, as if interrupted.
+        quiet: print nothing.
+        json_target: where the caller writes JSON; text goes to stderr where that is stdout.
+
+    Returns:
+        The plan with the averaged weights, scales and biases; None where the run is not over, and on processes other
+        than the first.
+
+    Raises:
+        UserError: there are no images, one of them is a benchmark's, or the graph cannot be simulated.
+    """
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from model.checkpoint import read_state
+    from quantize.search import open_session
+    from quantize.simulation import SimulatedGraph
+    from training.loop import train
+    from training.processes import joined
+    from training.train import gather
+
+    if options.cpu_kernels == "bf16":
+        raise UserError("An INT8 graph is not trained in bfloat16: cpu_kernels is torch or fp32 here.")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    session = open_session(reference)
+    (graph_input,) = session.get_inputs()
+
+    def teach(lr: Tensor) -> Tensor:
+        pictures = lr.contiguous().numpy()
+        answers = [session.run(None, {graph_input.name: one[None]})[0] for one in pictures]  # files take one picture
+        return torch.from_numpy(np.concatenate(answers))
+
+    with joined() as process:
+        quiet = quiet or not process.first
+        images, validation = gather(options, scale, process, quiet=quiet)
+        module = SimulatedGraph(plan, (), cpu_kernels=options.cpu_kernels == "fp32" and process.device == "cpu")
+        with tqdm(total=options.steps, desc="fine-tuning", unit="step", disable=True if quiet else None) as bar:
+
+            def report(entry: dict[str, Any]) -> None:
+                bar.update(entry["step"] - bar.n)
+                if bar.disable or "psnr_y_db" in entry:
+                    words = "  ".join(f"{name} {value:.6g}" for name, value in entry.items())
+                    say(words, quiet=quiet, json_target=json_target)
+
+            result = train(
+                module,
+                options,
+                images,
+                validation,
+                scale=scale,
+                process=process,
+                max_steps=max_steps,
+                teach=None if options.teacher is not None else teach,
+                report=report,
+            )
+        if not (result.finished and process.first):
+            return None
+    averaged = SimulatedGraph(plan, ())
+    averaged.load_state_dict(read_state(options.output / "ema.safetensors"))
+    return averaged.learnt()
+
+
+app = new_app("Fine-tune an INT8 graph by quantization-aware training.")
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Argument(help="The FP32 .onnx file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The INT8 .onnx file to write.")],
+    run_folder: Annotated[Path, typer.Option("--run", help="Folder of the run. One that was begun is resumed.")],
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of training options [training/recipes/qat_x4.toml].")
+    ] = None,
+    calib: Annotated[str, typer.Option(help="DIV2K, or a folder of HR pictures.")] = "DIV2K",
+    target: Annotated[Target, typer.Option(help="As of quantize/ptq.py.")] = "tensorrt",
+    method: Annotated[MethodOption, typer.Option(help="How the interval of a tensor is chosen at the start.")] = "mse",
+    patches: Annotated[int, typer.Option(min=1, help="Pictures to calibrate on, at most.")] = 64,
+    float_tail: Annotated[
+        bool, typer.Option("--float-tail/--int8-tail", help="Precision of the last convolution and of what it reads.")
+    ] = True,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="dB that may be lost; layers are given back to float until it is kept.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of HR images [training in the data folder].")] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(help="Glob of images in the data folder to hold out and score; repeatable.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for decoded images and the teacher's answers [in the run's folder].")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Registered network to learn from [the FP32 file].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the whole run.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=0, help="Stop after this many steps, without changing the plan.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--report", help="An HTML page to write: layers, ranges, loss.")] = None,
+    json_target: JsonOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Fine-tune an INT8 graph by quantization-aware training, with its own FP32 network as teacher.
+
+    Exit code 3: the run is not over (the same command goes on with it), or the file is written, but loses more on the
+    held-out patches than --max-drop allows.
+    """
+    from quantize.graph import check_quantizable, read_onnx
+    from quantize.patches import load_patches
+    from quantize.plan import make_plan
+    from runtime.engines.ort import OrtEngine
+    from training.train import resolve
+
+    check_outputs(output, page)
+    begun = (run_folder / "options.json").is_file()
+    options = resolve(
+        config if config is not None or begun else RECIPE,
+        output=run_folder,
+        model=model.stem,
+        data=data,
+        validation=validation or None,
+        cache=cache if cache is not None or begun else run_folder / "cache",
+        teacher=teacher,
+        steps=steps,
+    )
+    source = read_onnx(model)
+    check_quantizable(source, model)
+    scale = OrtEngine(model, device="cpu").info.scale
+    chosen = load_patches(calib, scale, patches)
+    plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
+    learnt = fine_tune(
+        plan,
+        options,
+        scale=scale,
+        reference=source,
+        max_steps=max_steps,
+        quiet=quiet,
+        json_target=json_target,
+    )
+    if learnt is None:
+        say(f"The run in {run_folder} is not over; the same command goes on.", quiet=quiet, json_target=json_target)
+        raise typer.Exit(3)
+    found = None
+    if max_drop is not None:
+        found = give_back(learnt, search_judge(source, chosen), max_drop=max_drop, quiet=quiet)
+    report = write_quantized(
+        learnt, found, model, output, chosen, method=method, calibration=calib, effort="qat", max_drop=max_drop
+    )
+    tell(report, learnt, page, quiet=quiet, json_target=json_target)
+
+
+if __name__ == "__main__":
+    run(app)
