@@ -42,7 +42,7 @@ def fine_tune(
 
     Args:
         plan: as calibrated; left unchanged. All its units are quantized.
-        options: the run. With ``teacher`` a registered network teaches instead of ``reference``.
+        options: the run. A ``teacher`` that they name answers instead of ``reference``.
         scale: of the network.
         reference: the FP32 network, which answers each crop.
         max_steps: stop after so many steps of this call, as if interrupted.
@@ -137,7 +137,7 @@ def main(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for decoded images and the teacher's answers [in the run's folder].")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="Registered network to learn from [the FP32 file].")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Name or ENGINE to learn from [the FP32 file].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Length of the whole run.")] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=0, help="Stop after this many steps, without changing the plan.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from data.sets import to_batch
 from quantize.plan import Plan
 from quantize.search import open_session
 from runtime.errors import UserError
@@ -58,11 +59,15 @@ def tune(
     teacher = open_session(plan.model)
     (graph_input,) = teacher.get_inputs()
     draw = np.random.default_rng(seed)
-    pictures = [picture[0] for picture in patches.batches()]
     optimizer = torch.optim.Adam(graph.parameters(), lr=_RATE, betas=(0.9, 0.99))
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+    def drawn() -> NDArray[np.float32]:  # read each time: memory does not grow with the number of pictures
+        path = patches.calibration[int(draw.integers(len(patches.calibration)))]
+        return _turned(to_batch(patches.pair(path).lr)[0], int(draw.integers(8)))
+
     for step in range(steps):
-        chosen = [_turned(pictures[int(draw.integers(len(pictures)))], int(draw.integers(8))) for _ in range(batch)]
+        chosen = [drawn() for _ in range(batch)]
         side = min(min(picture.shape[1:]) for picture in chosen)
         lr = np.ascontiguousarray(np.stack([picture[:, :side, :side] for picture in chosen]))
         answers = [teacher.run(None, {graph_input.name: one[None]})[0] for one in lr]  # files take one picture

@@ -7,13 +7,17 @@ target than a single pass, and costs nothing while training.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.sets import Rgb, from_batch, to_batch
+from runtime.engines.contract import check_model_file
+from runtime.engines.opening import open_engine, split_prefix
 from runtime.errors import UserError
 from training.samples import TrainingImage, cache_name, turned, turned_back, write_array
 
@@ -22,8 +26,18 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def target_file(image: TrainingImage, teacher: str, cache: Path) -> Path:
-    """Where the teacher's output for an image is kept."""
+    """Where the teacher's output for an image is kept: under the name of a network, or that and content of a file."""
+    _, name = split_prefix(teacher)
+    path = Path(name)
+    if path.suffix:
+        teacher = f"{path.stem}_{_content(path)}"
     return cache / f"{cache_name(image.path)}_{teacher}.npy"
+
+
+@lru_cache(maxsize=1)
+def _content(path: Path) -> str:
+    check_model_file(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def ensemble(forward: Forward, lr: Rgb) -> Rgb:
@@ -63,6 +77,8 @@ def with_target(image: TrainingImage, teacher: str, *, cache: Path) -> TrainingI
 
 
 def _forward(name: str) -> Forward:
+    if Path(split_prefix(name)[1]).suffix:
+        return open_engine(name).infer
     import torch
 
     from model.checkpoint import load_checkpoint

@@ -59,7 +59,7 @@ def main(
         int | None, typer.Option(help="Length of the fall at the end [all after the warm-up].")
     ] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Registered network to learn from as well.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Registered name or ENGINE to learn from as well.")] = None,
     teacher_share: Annotated[float | None, typer.Option(help="Its share of the loss.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the crops and of fresh weights.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16 (autocast, for GPUs).")] = None,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import UserError
+from tests.tiny_onnx import tiny
 from training import teacher
 from training.samples import TrainingImage, load_image
 
@@ -63,3 +64,26 @@ def test_a_network_of_ours_can_teach() -> None:
     result = teacher.ensemble(teacher._forward("gmin_x4"), lr)
     assert result.shape == (64, 64, 3)
     assert abs(float(result.mean()) - float(lr.mean())) < 4
+
+
+def test_a_file_teaches_in_any_engine(pictures: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    image = load_image(pictures / "photo0.png", scale=2)
+    files, path = [], tmp_path / "net.onnx"
+    for operator in ("Relu", "Sigmoid"):
+        path.write_bytes(tiny(operator=operator))
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        expected = teacher.ensemble(lambda x, run=session.run: run(None, {"input": x})[0], image.lr)
+        teacher._content.cache_clear()  # another process would read the file again
+        teacher.make_targets([image], f"ort:{path}", cache=tmp_path / "cache")
+        files.append(teacher.target_file(image, f"ort:{path}", tmp_path / "cache"))
+        found = teacher.with_target(image, f"ort:{path}", cache=tmp_path / "cache").target
+        assert found is not None
+        assert np.abs(found.astype(int) - expected).max() <= 1
+    assert files[0] != files[1], "outputs of another file of the same name are not taken for its own"
+
+
+def test_a_file_that_is_not_there(pictures: Path, tmp_path: Path) -> None:
+    image = load_image(pictures / "photo0.png", scale=2)
+    with pytest.raises(UserError, match=r"gone\.onnx"):
+        teacher.make_targets([image], "ort:gone.onnx", cache=tmp_path)
