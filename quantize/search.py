@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ from onnx import ModelProto
 from data.metrics import psnr_y
 from data.sets import Pair, from_batch, to_batch
 from quantize.plan import Plan
-from runtime.files import atomic_write
+from runtime.environment import processor
+from runtime.errors import UserError
+from runtime.files import atomic_write, cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -202,7 +205,7 @@ def measure_sensitivities(
     identity = _identity(plan, judge)
     known = _load(state, identity)
     kinds = {node.name: node.op_type for node in plan.model.graph.node}
-    times = float_times(plan.model, to_batch(judge.pairs[0].lr)) if len(known) < len(plan.units) else {}
+    times = remembered_times(plan.model, to_batch(judge.pairs[0].lr)) if len(known) < len(plan.units) else {}
     if plan.target == "cpu":
         times = _with_convolutions_read(plan.model, times)
     whole = judge.mse(plan.build()) if plan.target == "cpu" else None
@@ -227,6 +230,26 @@ def give_back_order(sensitivities: Sequence[Sensitivity]) -> list[str]:
     least = min((s.float_ms for s in sensitivities if s.float_ms > 0), default=1.0)
     ranked = sorted(sensitivities, key=lambda s: (-s.mse / max(s.float_ms, least), s.unit))
     return [s.unit for s in ranked]
+
+
+def remembered_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, float]:
+    """``float_times``, measured once on a machine: times differ from run to run, and the same command twice should
+    choose the same layers."""
+    import onnxruntime
+
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest.update(f"{batch.shape} {onnxruntime.__version__} {processor()}".encode())
+    path = cache_folder() / "layer_times" / f"{digest.hexdigest()[:32]}.json"
+    try:
+        known = json.loads(path.read_text("utf-8"))
+        return {str(name): float(value) for name, value in known.items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # none yet, or half a file
+        times = float_times(model, batch)
+    with suppress(OSError, UserError):  # a home folder that cannot be written to: measured again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as stream:
+            stream.write(json.dumps(times).encode())
+    return times
 
 
 def float_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, float]:

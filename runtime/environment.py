@@ -71,6 +71,11 @@ def environment(threads: int) -> Environment:
     )
 
 
+def processor() -> str:
+    """The processor's own name; empty where the system does not tell."""
+    return _processor(_cpuinfo())
+
+
 def sums_overflow() -> bool:
     """Whether this is an x86 processor without VNNI, whose 8-bit products are summed in 16 bits by most libraries.
 

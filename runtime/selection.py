@@ -18,6 +18,7 @@ import numpy as np
 
 from runtime.engines.contract import Engine, check_model_file
 from runtime.engines.opening import BACKENDS, candidates, is_shipped, model_file, open_engine, split_prefix
+from runtime.environment import processor
 from runtime.errors import UserError
 from runtime.files import atomic_write, cache_folder
 
@@ -83,7 +84,7 @@ def _measure(engines: dict[str, Engine]) -> dict[str, float]:
 
 
 def _key(files: dict[str, Path], threads: int | None) -> str:
-    parts = [str(threads), platform.processor(), platform.machine()]
+    parts = [str(threads), processor(), platform.machine()]
     for choice, path in files.items():
         check_model_file(path)
         parts += [choice, hashlib.sha256(path.read_bytes()).hexdigest(), _version(BACKENDS[choice].library)]

@@ -47,6 +47,12 @@ def tiny() -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured times of layers are kept for the user; those of the suite are kept for itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+
+
 @pytest.fixture
 def few(patch_folder: Path) -> Patches:
     """The patches of the suite, split as the command splits them."""

@@ -19,6 +19,7 @@ from quantize.search import (
     float_times,
     give_back_order,
     open_session,
+    remembered_times,
     search,
 )  # fmt: skip
 from quantize.timing import time_in_turns
@@ -119,6 +120,22 @@ def test_times_of_layers_and_of_graphs(tiny: ModelProto, plan: Plan, few: Patche
     assert one == 1.0
     assert median > 0
     assert ratio > 0
+
+
+def test_times_are_measured_once_on_a_machine(tiny: ModelProto, few: Patches, tmp_path: Path) -> None:
+    batch = next(few.batches())
+    first = remembered_times(tiny, batch)
+    assert remembered_times(tiny, batch) == first  # measured again they would differ in some digit
+    (kept,) = (tmp_path / "user-cache").rglob("*.json")
+    kept.write_text('{"first": "half a fi')
+    assert remembered_times(tiny, batch).keys() == first.keys()
+    assert json.loads(kept.read_text()).keys() == first.keys()
+
+
+def test_two_searches_choose_the_same_layers(plan: Plan, judge: Judge) -> None:
+    results = [search(plan, judge, max_drop_db=0.01) for _ in range(2)]
+    assert results[0] == results[1]
+    assert results[0].floats
 
 
 def test_command(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: Path) -> None:
