@@ -335,6 +335,20 @@ def _chosen(only: Sequence[str], ours: Sequence[str], modelopt: Path | None) -> 
     return found
 
 
+def made_before(path: Path) -> Candidate:
+    """A file that no recipe here made; its own metadata say how it came about.
+
+    Raises:
+        UserError: it is no ONNX file.
+    """
+    from benchmarks.rivals import Made, Recipe
+    from quantize.graph import read_onnx
+
+    properties = {entry.key: entry.value for entry in read_onnx(path).metadata_props}
+    setting = properties.get("gmin.quantization", "as it was given")
+    return Candidate(path.stem, Recipe(path.name, setting, "", lambda _: None), path, Made())
+
+
 app = new_app("Our quantization against others.")
 
 
@@ -365,6 +379,10 @@ def main(
             "--ours", help="Options for quantize/ptq.py, such as '--method minmax'; repeat it for several runs."
         ),
     ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", help="An INT8 .onnx file made before, as by quantize/qat.py; repeat it."),
+    ] = None,
     modelopt: Annotated[Path | None, typer.Option(help="Python of an environment with nvidia-modelopt[onnx].")] = None,
     size: Annotated[str | None, typer.Option(help="Size of the input for times. Default: 320x180.")] = None,
     threads: Annotated[
@@ -389,6 +407,7 @@ def main(
     from runtime.environment import available_cores, environment
 
     recipes = _chosen(only or [], ours or [], modelopt)
+    given = [made_before(path) for path in files or []]
     if unknown := sorted(set(engines or []) - set(ENGINES)):
         raise UserError(f"No engine is called {unknown[0]} here; known: {', '.join(ENGINES)}.")
     measured_at = size_from_text(size) if size else LATENCY_INPUT
@@ -402,7 +421,7 @@ def main(
     except OSError as error:
         raise UserError(f"Cannot write into {output}: {error.strerror}.") from error
     threads = threads or available_cores()
-    files = quantize_all(
+    made = quantize_all(
         recipes,
         model,
         chosen,
@@ -414,7 +433,7 @@ def main(
         limit_mb=1e3 * memory_limit,
         quiet=quiet,
     )
-    candidates = [Candidate("fp32", None, model, Made()), *files]
+    candidates = [Candidate("fp32", None, model, Made()), *made, *given]
     rows = measure_all(
         candidates,
         images,

@@ -6,6 +6,7 @@ python quantize/qat.py gmin_x4.onnx -o gmin_x4_int8_qat.onnx --target cpu --run 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,6 +105,8 @@ def fine_tune(
             )
         if not (result.finished and process.first):
             return None
+    how = f"{options.steps} steps of training, {plan.properties['gmin.quantization']}"
+    plan = replace(plan, properties={**plan.properties, "gmin.quantization": how})
     averaged = SimulatedGraph(plan, ())
     averaged.load_state_dict(read_state(options.output / "ema.safetensors"))
     return averaged.learnt()

@@ -106,7 +106,7 @@ def test_script(script: Script, patch_folder: Path, tmp_path: Path) -> None:
         "benchmarks/quantizers.py", "-o", tmp_path / "out", "--set", one_picture, "--calib", patch_folder,
         "--engine", "openvino", "--patches", 2, "--rounds", 1, "--size", "32x24", "--threads", 1,
         "--only", "ours-openvino", *(word for name in rivals for word in ("--only", name)), "--ours=--method minmax",
-        "--json", tmp_path / "a.json",
+        "--file", MODEL.with_name("gmin_x4_int8_openvino.onnx"), "--json", tmp_path / "a.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out/quantizers.json").read_text())
@@ -125,6 +125,10 @@ def test_script(script: Script, patch_folder: Path, tmp_path: Path) -> None:
         assert rows["ort", "openvino"]["median_ms"] > 0
     else:  # activations of ONNX Runtime's defaults are signed
         assert rows["ort", "openvino"]["note"].startswith("refused: ")
+    given = rows["gmin_x4_int8_openvino", "openvino"]
+    assert given["quantizer"] == "gmin_x4_int8_openvino.onnx"
+    assert given["setting"] == "mse, DIV2K"
+    assert given["median_ms"] > 0
     assert rows["modelopt", None]["note"].startswith("not run: it pins onnx")
     if NNCF:
         assert ("nncf", "ort") not in rows
@@ -145,6 +149,7 @@ def test_script(script: Script, patch_folder: Path, tmp_path: Path) -> None:
         (["--only", "nobody"], "No quantizer is called nobody; known: ort,"),
         (["--modelopt", "/nowhere/python"], "There is no Python at /nowhere/python"),
         (["README.md"], "README.md"),
+        (["--file", "nowhere.onnx"], "nowhere.onnx"),
         (["--set", "nowhere"], "neither a folder nor one of"),
         (["--calib", "nowhere"], "neither DIV2K nor a folder"),
     ],

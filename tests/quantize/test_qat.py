@@ -53,6 +53,8 @@ def test_script(script: Script, command: list[object], tmp_path: Path) -> None:
     assert (report["effort"], report["target"], report["convolutions_int8"]) == ("qat", "cpu", 3)
     assert report["int8_psnr_y_db"] > 0
     assert "step 4" in done.stderr
+    kept = {entry.key: entry.value for entry in onnx.load(once).metadata_props}
+    assert kept["gmin.quantization"].startswith("4 steps of training, mse, ")
     assert open_session(onnx.load(once)).run(None, {"input": np.zeros((1, 3, 8, 8), np.float32)})[0].shape[-1] == 32
     assert "tiny" in (tmp_path / "page.html").read_text()
 
