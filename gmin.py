@@ -15,7 +15,7 @@ from benchmarks import (
     tiling,
 )  # fmt: skip
 from export import to_onnx, to_tensorrt
-from quantize import lint, ptq
+from quantize import lint, ptq, qat
 from runtime import doctor, infer
 from runtime.command_line import new_app, run
 from training import train
@@ -25,6 +25,7 @@ app.command("train")(train.main)
 app.command("export")(to_onnx.main)
 app.command("build")(to_tensorrt.main)
 app.command("quantize")(ptq.main)
+app.command("qat")(qat.main)
 app.command("lint")(lint.main)
 app.command("upscale")(infer.main)
 app.command("doctor")(doctor.main)
