@@ -10,6 +10,7 @@ from benchmarks import (
     interruptions,
     latency,
     long_run,
+    peak,
     quantizers,
     report,
     tiling,
@@ -35,6 +36,7 @@ app.command("latency")(latency.main)
 app.command("device")(device.main)
 app.command("attribution")(attribution.main)
 app.command("quantizers")(quantizers.main)
+app.command("peak")(peak.main)
 app.command("tiling")(tiling.main)
 app.command("interruptions")(interruptions.main)
 app.command("long-run")(long_run.main)
