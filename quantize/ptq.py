@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from quantize.plan import Plan
     from quantize.ranges import Method
     from quantize.search import Judge, SearchResult
+    from quantize.timing import EngineTime
 
 Target = Literal["tensorrt", "cpu", "openvino"]
 Effort = Literal["fast", "best"]
@@ -62,7 +63,9 @@ class Quantized:
     """Whether the drop on the held-out patches is at most the one allowed."""
     search: SearchResult | None = None
     """What was measured layer by layer; None where no search was asked for or needed."""
-    schema: int = 2
+    times: tuple[EngineTime, ...] = ()
+    """FP32 and this file in every engine for CPUs that is here; empty where they were not timed."""
+    schema: int = 3
 
 
 _SEARCH_PICTURES = 12
@@ -201,10 +204,14 @@ def write_quantized(
     calibration: str,
     effort: Made,
     max_drop: float | None,
+    timed: bool = False,
 ) -> Quantized:
     """Write the file of a plan and of the layers that a search keeps float, and score it on the held-out patches."""
+    import onnx
+
     from quantize.graph import convolutions
     from quantize.lint import lint_for_tensorrt
+    from quantize.timing import time_everywhere
 
     result = plan.build(found.floats if found else ())
     if plan.target == "tensorrt" and (faults := lint_for_tensorrt(result)):
@@ -237,6 +244,7 @@ def write_quantized(
         max_drop_db=max_drop,
         within=max_drop is None or before - after <= max_drop,
         search=found,
+        times=time_everywhere(onnx.load(source), result) if timed and plan.target != "tensorrt" else (),
     )
 
 
@@ -285,7 +293,7 @@ def main(
         float | None, typer.Option(min=0, help="dB that may be lost; layers are given back to float until it is kept.")
     ] = None,
     timed: Annotated[
-        bool, typer.Option("--time/--no-time", help="With --max-drop: time the choices on this machine.")
+        bool, typer.Option("--time/--no-time", help="Time the file, and the choices of --max-drop, on this machine.")
     ] = False,
     page: Annotated[
         Path | None, typer.Option("--report", help="An HTML page to write: layers, ranges, loss against time.")
@@ -311,7 +319,16 @@ def main(
     state = output.with_suffix(".search.json")  # a search that is interrupted goes on from there
     plan, found = improve(plan, chosen, effort=effort, max_drop=max_drop, state=state, timed=timed, quiet=quiet)
     report = write_quantized(
-        plan, found, model, output, chosen, method=method, calibration=calib, effort=effort, max_drop=max_drop
+        plan,
+        found,
+        model,
+        output,
+        chosen,
+        method=method,
+        calibration=calib,
+        effort=effort,
+        max_drop=max_drop,
+        timed=timed,
     )
     if found is not None:
         state.unlink(missing_ok=True)

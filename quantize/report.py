@@ -85,14 +85,27 @@ def verdict(result: Quantized) -> str:
     """What to do with the file, from what was measured."""
     name = Path(result.path).name
     lost = f"{result.drop_db:+.3f} dB".replace("+", "\N{MINUS SIGN}", 1) if result.drop_db > 0 else "no loss"
-    chosen = result.search.candidates[result.search.chosen] if result.search else None
     if not result.within:
         return f"Do not ship {name}: it loses {result.drop_db:.3f} dB where {result.max_drop_db} were allowed."
-    if chosen is None or chosen.ratio is None:
+    if not result.times:
         return f"{name}: {lost} on held-out pictures; its time was not measured here."
-    if chosen.ratio >= 1:
-        return f"Do not ship {name} for speed: {lost}, and it takes {chosen.ratio:.2f} times as long as FP32 here."
-    return f"Ship {name}: {lost}, {1 / chosen.ratio:.2f} times as fast as FP32 in the same engine."
+    plain, ours = (
+        min((time for time in result.times if time.file == file), key=lambda time: time.ratio, default=None)
+        for file in ("FP32", "INT8")
+    )
+    if plain is None or ours is None:
+        return f"{name}: {lost} on held-out pictures; no engine here takes it."
+    first = result.times[0].engine
+    unquantized = f"{1 / plain.ratio:.2f} times as fast as in {first}"
+    if ours.ratio >= plain.ratio:
+        return (
+            f"Nobody should quantize for this machine: {Path(result.source).name} in {plain.engine} is {unquantized}; "
+            f"{name} reaches {1 / ours.ratio:.2f} in {ours.engine} ({lost})."
+        )
+    return (
+        f"Ship {name} with {ours.engine}: {lost}, {1 / ours.ratio:.2f} times as fast as FP32 in {first}, and "
+        f"{plain.ratio / ours.ratio:.2f} times as fast as the best without quantization (FP32 in {plain.engine})."
+    )
 
 
 def render(result: Quantized, plan: Plan) -> str:

@@ -6,14 +6,41 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
+from runtime.errors import UserError
+
 WIDTH, HEIGHT = 160, 90
+ENGINES = ("ort", "openvino", "openvino-bf16")
+"""Where a file for CPUs may run."""
 _ROUNDS, _WARM_UP = 10, 2
 _REST_S = 0.005
+
+
+@dataclass(frozen=True)
+class EngineTime:
+    """The FP32 or the INT8 file in one engine."""
+
+    file: str
+    """"FP32" or "INT8"."""
+    engine: str
+    """Prefix of the engine."""
+    median_ms: float
+    ratio: float
+    """Median over rounds of its time over that of FP32 in ONNX Runtime."""
+
+
+def time_everywhere(fp32: ModelProto, int8: ModelProto) -> tuple[EngineTime, ...]:
+    """Both files in every engine that is installed and takes them, in turns; FP32 in ONNX Runtime first."""
+    entries = [(name, model, engine) for name, model in (("FP32", fp32), ("INT8", int8)) for engine in ENGINES]
+    taken, times = _in_turns([(model, engine) for _, model, engine in entries], skip=True)
+    return tuple(
+        EngineTime(entries[i][0], entries[i][2], median, ratio) for i, (median, ratio) in zip(taken, times, strict=True)
+    )
 
 
 def time_in_turns(models: Sequence[ModelProto], backend: str) -> list[tuple[float, float]]:
@@ -26,15 +53,28 @@ def time_in_turns(models: Sequence[ModelProto], backend: str) -> list[tuple[floa
     Raises:
         UserError: that engine is not installed.
     """
+    return _in_turns([(model, backend) for model in models])[1]
+
+
+def _in_turns(
+    entries: Sequence[tuple[ModelProto, str]], *, skip: bool = False
+) -> tuple[list[int], list[tuple[float, float]]]:
+    """Which entries ran, and their times; with ``skip`` an engine that is missing or refuses a file is left out."""
     from runtime.engines.opening import open_engine
 
     batch = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        engines = []
-        for i, model in enumerate(models):
+        engines, taken = [], []
+        for i, (model, backend) in enumerate(entries):
             path = Path(folder) / f"{i}.onnx"
             path.write_bytes(model.SerializeToString())
-            engines.append(stack.enter_context(closing(open_engine(f"{backend}:{path}"))))
+            try:
+                engines.append(stack.enter_context(closing(open_engine(f"{backend}:{path}"))))
+            except UserError:
+                if not skip:
+                    raise
+                continue
+            taken.append(i)
         seconds = np.empty((_WARM_UP + _ROUNDS, len(engines)))
         for turn in range(len(seconds)):
             for i, engine in enumerate(engines):
@@ -45,4 +85,4 @@ def time_in_turns(models: Sequence[ModelProto], backend: str) -> list[tuple[floa
     seconds = seconds[_WARM_UP:]
     medians = np.median(seconds, axis=0) * 1000
     ratios = np.median(seconds / seconds[:, :1], axis=0)
-    return [(float(median), float(ratio)) for median, ratio in zip(medians, ratios, strict=True)]
+    return taken, [(float(median), float(ratio)) for median, ratio in zip(medians, ratios, strict=True)]
