@@ -20,6 +20,8 @@ from runtime.command_line import JsonOption, QuietOption, new_app, run, say
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from onnx import ModelProto
     from torch import Tensor
 
@@ -35,6 +37,7 @@ def fine_tune(
     *,
     scale: int,
     reference: ModelProto,
+    floats: Collection[str] = (),
     max_steps: int | None = None,
     quiet: bool = True,
     json_target: str | None = None,
@@ -42,10 +45,11 @@ def fine_tune(
     """Fine-tune everything that a plan's file can say, in the loop that trains networks, resuming ``options.output``.
 
     Args:
-        plan: as calibrated; left unchanged. All its units are quantized.
+        plan: as calibrated; left unchanged.
         options: the run. A ``teacher`` that they name answers instead of ``reference``.
         scale: of the network.
         reference: the FP32 network, which answers each crop.
+        floats: units that stay float, and are not trained.
         max_steps: stop after so many steps of this call, as if interrupted.
         quiet: print nothing.
         json_target: where the caller writes JSON; text goes to stderr where that is stdout.
@@ -83,7 +87,7 @@ def fine_tune(
     with joined() as process:
         quiet = quiet or not process.first
         images, validation = gather(options, scale, process, quiet=quiet)
-        module = SimulatedGraph(plan, (), cpu_kernels=options.cpu_kernels == "fp32" and process.device == "cpu")
+        module = SimulatedGraph(plan, floats, cpu_kernels=options.cpu_kernels == "fp32" and process.device == "cpu")
         with tqdm(total=options.steps, desc="fine-tuning", unit="step", disable=True if quiet else None) as bar:
 
             def report(entry: dict[str, Any]) -> None:
@@ -107,7 +111,7 @@ def fine_tune(
             return None
     how = f"{options.steps} steps of training, {plan.properties['gmin.quantization']}"
     plan = replace(plan, properties={**plan.properties, "gmin.quantization": how})
-    averaged = SimulatedGraph(plan, ())
+    averaged = SimulatedGraph(plan, floats)
     averaged.load_state_dict(read_state(options.output / "ema.safetensors"))
     return averaged.learnt()
 
@@ -131,7 +135,8 @@ def main(
         bool, typer.Option("--float-tail/--int8-tail", help="Precision of the last convolution and of what it reads.")
     ] = True,
     max_drop: Annotated[
-        float | None, typer.Option(min=0, help="dB that may be lost; layers are given back to float until it is kept.")
+        float | None,
+        typer.Option(min=0, help="dB that may be lost before training; layers stay float for it."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of HR images [training in the data folder].")] = None,
     validation: Annotated[
@@ -177,11 +182,17 @@ def main(
     scale = OrtEngine(model, device="cpu").info.scale
     chosen = load_patches(calib, scale, patches)
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
+    found = None
+    if max_drop is not None:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        state = run_folder / "search.json"  # kept: a run that is resumed must train the same layers
+        found = give_back(plan, search_judge(source, chosen), max_drop=max_drop, state=state, quiet=quiet)
     learnt = fine_tune(
         plan,
         options,
         scale=scale,
         reference=source,
+        floats=found.floats if found else (),
         max_steps=max_steps,
         quiet=quiet,
         json_target=json_target,
@@ -189,9 +200,6 @@ def main(
     if learnt is None:
         say(f"The run in {run_folder} is not over; the same command goes on.", quiet=quiet, json_target=json_target)
         raise typer.Exit(3)
-    found = None
-    if max_drop is not None:
-        found = give_back(learnt, search_judge(source, chosen), max_drop=max_drop, quiet=quiet)
     report = write_quantized(
         learnt, found, model, output, chosen, method=method, calibration=calib, effort="qat", max_drop=max_drop
     )

@@ -116,6 +116,18 @@ def test_compiled_kernels_change_nothing_but_rounding(tiny: ModelProto, few: Pat
     assert torch.nn.functional.cosine_similarity(outcomes[0][1], outcomes[1][1], dim=0) > 0.999
 
 
+def test_float_layers_stay_as_they_are(tiny: ModelProto, few: Patches, patch_folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny, few, target="tensorrt")
+    options = TrainingOptions(
+        output=tmp_path / "run", data=patch_folder, validation=(), steps=3, batch=2, patch=16, warmup_steps=1
+    )
+    learnt = fine_tune(plan, options, scale=4, reference=tiny, floats=("mix",))
+    assert learnt is not None
+    before, after = ({tensor.name: tensor.raw_data for tensor in one.model.graph.initializer} for one in (plan, learnt))
+    assert after["w3"] == before["w3"]
+    assert after["w1"] != before["w1"]
+
+
 def test_bfloat16_is_refused(tiny: ModelProto, few: Patches, tmp_path: Path) -> None:
     plan = make_plan(tiny, few, target="cpu")
     options = TrainingOptions(output=tmp_path / "run", cpu_kernels="bf16")
