@@ -33,8 +33,9 @@ models: .venv/dev  ## make the shipped files again from the weights (needs the D
 	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_cpu.onnx --target cpu --effort best --max-drop 0.025
 	$(BIN)/python quantize/ptq.py $(MODEL).onnx -o $(MODEL)_int8_openvino.onnx --target openvino
 
-endurance: .venv/dev  ## a quarter of an hour: 200 kills over 100 pictures, and 500 pictures in one process
+endurance: .venv/dev  ## a quarter of an hour: 200 kills over 100 pictures, 100 over a video, and 500 pictures in one process
 	$(BIN)/python benchmarks/interruptions.py --kills 200 --pictures 100
+	$(BIN)/python benchmarks/interruptions.py --kills 100 --video --frames 1200
 	$(BIN)/python benchmarks/long_run.py --pictures 500 --size 64x48 --vary
 
 clean:

@@ -89,7 +89,7 @@ def profile_layers(
     with tempfile.TemporaryDirectory(prefix="gmin-layers-") as folder:
         sessions = []
         for i, file in enumerate(files):
-            check_model_file(file)
+            check_model_file(file, ".onnx")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4
             options.enable_profiling = True

@@ -7,6 +7,7 @@ picture: a few hundred bytes of doubling concatenations are enough to ask for a 
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -90,9 +91,29 @@ def _fault(file: OnnxFile) -> str | None:
         if fault:
             return fault
     for value in file.inputs:
-        if any(size is not None and not 0 < size <= MAX_SIDE for size in value.shape or ()):
-            return f"its input {value.name[:80]!r} prescribes an impossible size"
+        fault = size_fault(value.name, value.shape or ())
+        if fault:
+            return fault
     return _wiring_fault(file) or _growth_fault(file, constants)
+
+
+def size_fault(name: str, shape: tuple[int | None, ...]) -> str | None:
+    """Why the size that a file prescribes for its input cannot be; None where it can."""
+    known = [size for size in shape if size is not None]
+    if all(0 < size <= MAX_SIDE for size in known) and math.prod(known) <= MAX_CONSTANT_ELEMENTS:
+        return None
+    return f"its input {name[:80]!r} prescribes an impossible size"
+
+
+def padded_elements(channels: float, begin: tuple[int, ...], end: tuple[int, ...]) -> float:
+    """Elements that a small picture of so many channels has with these borders, given for its last axes.
+
+    Pads may be negative (they cut then); what a picture brings itself is counted as 16 pixels a side.
+    """
+    pads = [max(low, 0) + max(high, 0) for low, high in itertools.zip_longest(begin, end, fillvalue=0)]
+    sides = [1.0, channels, 16.0, 16.0][-len(pads) :] if len(pads) <= 4 else [1.0] * len(pads)
+    others = channels if len(pads) < 3 else 1.0
+    return others * math.prod(side + pad for side, pad in zip(sides, pads, strict=True)) if any(pads) else 0.0
 
 
 def _wiring_fault(file: OnnxFile) -> str | None:
@@ -140,22 +161,26 @@ def _growth_fault(file: OnnxFile, constants: dict[str, Tensor]) -> str | None:
         area = max((a for _, a in inputs), default=1.0)
         given = [constants.get(name) for name in node.inputs]
         weight = given[1].shape if len(given) > 1 and given[1] is not None else ()
+        pads = _pads(node, given)
+        absolute = padded_elements(channels, pads[: len(pads) // 2], pads[len(pads) // 2 :])
         if node.op in ("Conv", "ConvInteger") and len(weight) == 4:
             channels = weight[0]
         elif node.op == "ConvTranspose" and len(weight) == 4:
             group = node.attributes["group"].integer if "group" in node.attributes else 1
             channels = weight[1] * max(group, 1)
             area *= math.prod(max(stride, 1) for stride in _list(node, "strides"))
+            extra = padded_elements(channels, (), _list(node, "output_padding"))
+            absolute = max(absolute, extra, _product(_list(node, "output_shape")))
         elif node.op == "Concat":
             channels = sum(c * a for c, a in inputs) / area
         elif node.op in ("DepthToSpace", "SpaceToDepth"):
             block = max(node.attributes["blocksize"].integer if "blocksize" in node.attributes else 1, 1) ** 2
             channels, area = (channels / block, area * block) if node.op == "DepthToSpace" else (channels * block, area)
         else:
-            grown, absolute = _grown(node, given)
-            area *= grown
-            if absolute > MAX_CONSTANT_ELEMENTS:
-                return f"its {node.op} would make {absolute:,.0f} elements"
+            grown, more = _grown(node, given)
+            area, absolute = area * grown, max(absolute, more)
+        if absolute > MAX_CONSTANT_ELEMENTS:
+            return f"its {node.op} would make {absolute:,.0f} elements"
         if channels * area > MAX_ELEMENTS_PER_PIXEL:
             return f"its {node.op} would make {channels * area:,.0f} elements of every pixel"
         sizes |= dict.fromkeys(node.outputs, (channels, area))
@@ -171,9 +196,6 @@ def _grown(node: Node, given: list[Tensor | None]) -> tuple[float, float]:
         return 1.0, _product(numbers[1])
     if node.op == "Tile" and len(numbers) > 1:
         return _product(numbers[1]), 0.0
-    if node.op == "Pad":
-        pads = (numbers[1] if len(numbers) > 1 else ()) or _list(node, "pads")
-        return 1.0, 0.0 if all(pad <= MAX_SIDE for pad in pads) else math.inf
     if node.op == "Range" and len(numbers) > 2 and all(numbers[:3]):
         start, limit, delta = (values[0] for values in numbers[:3])
         return 1.0, abs((limit - start) / delta) if delta else math.inf
@@ -183,6 +205,13 @@ def _grown(node: Node, given: list[Tensor | None]) -> tuple[float, float]:
         factor = max((math.prod(max(v, 1.0) for v in values) for values in scales if len(values) == 4), default=1.0)
         return factor, _product(sizes)
     return 1.0, 0.0
+
+
+def _pads(node: Node, given: list[Tensor | None]) -> tuple[int, ...]:
+    """The borders that a node adds, all beginnings first; of a Pad with axes only, they are taken for the last ones."""
+    if node.op == "Pad" and len(given) > 1 and given[1] is not None:
+        return given[1].values()
+    return _list(node, "pads")
 
 
 def _product(values: tuple[int, ...]) -> float:

@@ -76,10 +76,19 @@ def options_hash(options: Options, engine: Engine, model: Path | None) -> str:
     facts = {
         "version": RESULT_VERSION,
         "options": {key: value for key, value in asdict(options).items() if key != "budget_bytes"},
-        "model": hashlib.sha256(model.read_bytes()).hexdigest() if model and model.is_file() else info.engine,
+        "model": _model_sha256(model) if model and model.is_file() else info.engine,
         "engine": [info.backend, info.device, info.name, info.precision, info.scale],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _model_sha256(model: Path) -> str:
+    """Of the file, and of the weights beside an OpenVINO IR."""
+    digest = hashlib.sha256(model.read_bytes())
+    weights = model.with_suffix(".bin")
+    if model.suffix.lower() == ".xml" and weights.is_file():
+        digest.update(weights.read_bytes())
+    return digest.hexdigest()
 
 
 def load(source: Path, options: Options, scale: int, content: bytes | None = None) -> Loaded:

@@ -126,7 +126,7 @@ def upscale_video(
     folder.mkdir(exist_ok=True)
     key = hashlib.sha256(f"{options_sha256} {size} {chosen} {segment_frames}".encode()).hexdigest()
     with open_manifest(folder) as manifest:
-        for half in folder.glob(".*.part.nut"):
+        for half in folder.glob(".*.part.*"):  # a segment, or the result: all that a killed run leaves is in here
             half.unlink()
         segments = _Segments(av, folder, manifest, source.name, file_sha256(source), key, segment_frames)
         segments.take_over()
@@ -135,7 +135,12 @@ def upscale_video(
         new = _upscale_frames(av, frames, segments, engine, options, facts, size, chosen, tell)
         if not segments.paths:
             raise UserError(f"{source} has no frame that can be decoded.")
-        notes = _join(av, segments.paths, source, target, facts)
+        joined = folder / f"joined{target.suffix}"
+        notes = _join(av, segments.paths, source, joined, facts)
+        try:
+            joined.replace(target)
+        except OSError as error:
+            raise UserError(f"Cannot write {target}: {_reason(error)}.") from error
     shutil.rmtree(folder)
     return {
         "input": str(source),

@@ -180,12 +180,22 @@ def scale_from_shapes(path: Path, given: tuple[int, ...], returned: tuple[int, .
     )
 
 
-def check_model_file(path: Path) -> None:
-    """Refuse a model that is missing, empty or dangerous (``runtime.model_check``) before a library sees it."""
+def check_model_file(path: Path, *endings: str) -> None:
+    """Refuse a model that is missing, empty or dangerous (``runtime.model_check``) before a library sees it.
+
+    Args:
+        path: the file. An ``.xml`` is checked where it is read (``runtime.ir_check``).
+        endings: what the caller can check; libraries would read many more formats, unchecked. None for any.
+
+    Raises:
+        UserError: with the reason.
+    """
     if not path.is_file():
         raise UserError(f"There is no model at {path}.")
     if path.stat().st_size == 0:
         raise UserError(f"The model {path} is empty (0 bytes).")
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f"{path} is not loaded: expected {' or '.join(endings)}, which are checked before an engine.")
     if path.suffix.lower() == ".onnx":
         check_onnx(path)
 

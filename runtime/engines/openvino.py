@@ -22,6 +22,7 @@ from runtime.engines.contract import (
 )
 from runtime.engines.openvino_check import check_eight_bits
 from runtime.errors import UserError
+from runtime.ir_check import check_ir
 
 
 class OpenVinoEngine:
@@ -51,14 +52,16 @@ class OpenVinoEngine:
             raise UserError("OpenVINO is not installed: pip install 'gmin-edge[openvino]'.") from error
         if device not in ("auto", "cpu"):
             raise UserError(f"OpenVINO runs on the CPU here, not on {device}.")
-        check_model_file(path)
+        check_model_file(path, ".onnx", ".xml")
+        checked = check_ir(path) if path.suffix.lower() == ".xml" else None
         precision = precision or "f32"
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         core: Any = openvino.Core()
         try:
-            model = core.read_model(path)
+            # an IR from memory, as it was checked: a path would be read again
+            model = core.read_model(checked.xml, checked.weights) if checked else core.read_model(path)
             check_eight_bits(path, model)
             compiled = core.compile_model(model, "CPU", settings)
         except UserError:

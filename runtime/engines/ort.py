@@ -69,7 +69,7 @@ class OrtEngine:
             import onnxruntime
         except ImportError as error:
             raise UserError("ONNX Runtime is not installed: pip install 'gmin-edge[ort]'.") from error
-        check_model_file(path)
+        check_model_file(path, ".onnx")
         present = onnxruntime.get_available_providers()
         wanted = device if device != "auto" else "cuda" if PROVIDERS["cuda"] in present else "cpu"
         if PROVIDERS.get(wanted) not in present:

@@ -61,6 +61,39 @@ def onnx_load() -> Target:
     return run
 
 
+def ir() -> Target:
+    """The reader of OpenVINO IR and the check, weights beside it being zeros."""
+    from runtime.errors import UserError
+    from runtime.ir_check import check_ir_content
+
+    def run(content: bytes) -> None:
+        try:
+            checked = check_ir_content(content, bytes(4096), "model")
+        except UserError:
+            return
+        assert check_ir_content(checked.xml, checked.weights, "model").xml == checked.xml
+
+    return run
+
+
+def ir_load() -> Target:
+    """OpenVINO, as the program opens it, on what the check lets through."""
+    from runtime.engines.openvino import OpenVinoEngine
+    from runtime.errors import UserError
+
+    path = scratch_folder() / "model.xml"
+    path.with_suffix(".bin").write_bytes(bytes(4096))
+
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            OpenVinoEngine(path, threads=1).close()
+        except UserError:
+            return
+
+    return run
+
+
 def exif() -> Target:
     """The tags of EXIF and TIFF that are read and changed."""
     from runtime.tiff_tags import ORIENTATION, exif_of, read_directory, set_upright
@@ -131,10 +164,11 @@ def picture() -> Target:
 
 
 TARGETS: dict[str, Callable[[], Target]] = {
-    "onnx": onnx, "onnx_load": onnx_load, "exif": exif, "header": header, "picture": picture, "manifest": manifest,
+    "onnx": onnx, "onnx_load": onnx_load, "ir": ir, "ir_load": ir_load, "exif": exif, "header": header,
+    "picture": picture, "manifest": manifest,
 }  # fmt: skip
 """By name. Another kind of file is one function here and one folder of seeds."""
-_SEEDS = {"onnx_load": "onnx", "header": "picture"}
+_SEEDS = {"onnx_load": "onnx", "ir_load": "ir", "header": "picture"}
 
 
 def scratch_folder() -> Path:

@@ -37,7 +37,7 @@ def write_hostile_set(folder: Path) -> list[Case]:
     """Write every case into ``folder`` and list them."""
     cases = []
     sources: list[tuple[Kind, Iterator[tuple[str, bytes]]]] = [
-        ("picture", _pictures()), ("model", _models()), ("checkpoint", _checkpoints()),
+        ("picture", _pictures()), ("model", _models()), ("model", _ir_models()), ("checkpoint", _checkpoints()),
         ("manifest", _manifests()),
     ]  # fmt: skip
     for kind, files in sources:
@@ -45,7 +45,8 @@ def write_hostile_set(folder: Path) -> list[Case]:
             path = folder / name
             assert not path.exists(), name
             path.write_bytes(content)
-            cases.append(Case(kind, path))
+            if path.suffix != ".bin":  # weights of the network beside, no case of their own
+                cases.append(Case(kind, path))
     return cases
 
 
@@ -221,6 +222,10 @@ def _models() -> Iterator[tuple[str, bytes]]:
     yield "constant_negative.onnx", _model([add], [negative]).SerializeToString()
     strings = TensorProto(name="w", data_type=TensorProto.STRING, dims=[1], string_data=[b"x"])
     yield "constant_text.onnx", _model([add], [strings]).SerializeToString()
+    wide = helper.make_node("Conv", ["x", "w"], ["y"], pads=[20_000] * 4)
+    kernel = numpy_helper.from_array(np.zeros((3, 3, 1, 1), np.float32), "w")
+    yield "conv_pad_bomb.onnx", _model([wide], [kernel]).SerializeToString()
+    yield "fixed_large_input.onnx", _model([relu], shape=[1, 3, 16_384, 16_384]).SerializeToString()
     yield "fixed_huge_input.onnx", _model([relu], shape=[1, 3, 10**6, 10**6]).SerializeToString()
     for key, value in (("scale", "four"), ("scale", "-4"), ("scale", "9" * 40), ("receptive_radius", "1e9")):
         stated = {"gmin.scale": "1", f"gmin.{key}": value}
@@ -232,6 +237,126 @@ def _models() -> Iterator[tuple[str, bytes]]:
     function = _model([relu])
     function.functions.add(name="f", domain="evil")
     yield "functions.onnx", function.SerializeToString()
+
+
+# OpenVINO IR: a text and, where there are constants, the weights beside it
+
+Layer = tuple[str, dict[str, object], list[int]]
+"""Type, attributes and the layers that are read."""
+_PICTURE: Layer = ("Parameter", {"shape": "?,3,?,?", "element_type": "f32"}, [])
+
+
+def _layer(number: int, layer: Layer, inside: str = "") -> str:
+    kind, attributes, reads = layer
+    version = attributes.get("version", "opset1")
+    data = " ".join(f'{key}="{value}"' for key, value in attributes.items() if key != "version")
+    takes = "".join(f'<port id="{i}"/>' for i in range(len(reads)))
+    gives = "" if kind == "Result" else f'<output><port id="{len(reads)}"/></output>'
+    return (
+        f'<layer id="{number}" name="{kind}_{number}" type="{kind}" version="{version}"><data {data}/>{inside}'
+        f"<input>{takes}</input>{gives}</layer>"
+    )
+
+
+def _ir(
+    *middle: Layer, before: str = "", version: str = "11", notes: str = "", inside: str = "", more: str = ""
+) -> bytes:
+    """A network of a picture, these layers, and the result of the last; ``inside`` goes into each of these layers."""
+    layers = [_PICTURE, *middle, ("Result", {}, [len(middle)])]
+    edges = [
+        f'<edge from-layer="{source}" from-port="{len(layers[source][2]) if source < len(layers) else 0}" '
+        f'to-layer="{number}" to-port="{port}"/>'
+        for number, (_, _, reads) in enumerate(layers)
+        for port, source in enumerate(reads)
+    ]
+    text = [_layer(n, layer, inside if 0 < n < len(layers) - 1 else "") for n, layer in enumerate(layers)]
+    return (
+        f'<?xml version="1.0"?>{before}<net name="n" version="{version}"><layers>{"".join(text)}{more}</layers>'
+        f"<edges>{''.join(edges)}</edges><rt_info>{notes}</rt_info></net>"
+    ).encode()
+
+
+def _const(*shape: int, kind: str = "i64", bytes_each: int = 8, **changed: object) -> Layer:
+    size = int(np.prod([float(n) for n in shape])) * bytes_each
+    described = {"element_type": kind, "shape": ", ".join(map(str, shape)), "offset": 0, "size": size}
+    return ("Const", {**described, **changed}, [])
+
+
+def _with_weights(name: str, *middle: Layer, weights: bytes) -> Iterator[tuple[str, bytes]]:
+    yield f"{name}.xml", _ir(*middle)
+    yield f"{name}.bin", weights
+
+
+def _ir_models() -> Iterator[tuple[str, bytes]]:
+    relu: Layer = ("ReLU", {}, [0])
+    good = _ir(relu)
+    yield "empty.xml", b""
+    yield "text.xml", b"just text, and no XML"
+    yield "cut.xml", good[:-20]
+    yield "page.xml", b"<html><script>alert(1)</script></html>"
+    yield "utf16.xml", good.decode().encode("utf-16")
+    laughs = "".join(f'<!ENTITY l{i + 1} "{f"&l{i};" * 10}">' for i in range(12))
+    laughing = _ir(relu, before=f'<!DOCTYPE net [<!ENTITY l0 "ha">{laughs}]>')
+    yield "billion_laughs.xml", laughing.replace(b'"n"', b'"&l12;"')
+    outside = '<!DOCTYPE net [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
+    yield "external_entity.xml", _ir(relu, before=outside, notes="<note>&e;</note>")
+    yield "document_type.xml", _ir(relu, before='<!DOCTYPE net SYSTEM "http://127.0.0.1/evil.dtd">')
+    yield "instruction.xml", _ir(relu, before='<?xml-stylesheet href="file:///etc/passwd"?>')
+    yield "nested.xml", b'<net version="11">' + b"<layers>" * 200_000
+    yield "million_elements.xml", b'<net version="11"><layers>' + b"<layer/>" * 1_000_000
+    yield "old_version.xml", _ir(relu, version="10")
+    yield "no_layers.xml", b'<net name="n" version="11"><layers/><edges/></net>'
+    yield "unknown_operator.xml", _ir(("Nonsense", {}, [0]))
+    yield "extension.xml", _ir(("Relu", {"version": "extension"}, [0]))
+    yield "state.xml", _ir(("ReadValue", {"version": "opset6", "variable_id": "v"}, [0]))
+    body = f"<body>{good.decode().partition('?>')[2]}</body>"
+    yield "sub_graph.xml", _ir(("TensorIterator", {}, [0]), inside=body)
+    yield "body_in_relu.xml", _ir(relu, inside=body)
+    yield "blobs.xml", _ir(relu, inside='<blobs><weights offset="0" size="4"/></blobs>')
+    yield "own_notes.xml", _ir(relu, notes='<__weights_path value="/etc/passwd"/>')
+    cached = '<rt_info><attribute name="WeightlessCacheAttribute" version="0"/></rt_info>'
+    yield "cache_note.xml", _ir(relu, inside=cached)
+    yield "circle.xml", _ir(("Add", {}, [0, 2]), ("ReLU", {}, [1]))
+    yield "nowhere.xml", _ir(("Add", {}, [0, 77]))
+    yield "same_id.xml", _ir(relu, more=_layer(1, relu))
+    yield "two_inputs.xml", _ir(relu, more=_layer(9, _PICTURE))
+    yield "number_lies.xml", good.replace(b'id="1"', b'id="0x1"')
+    yield "negative_number.xml", good.replace(b'from-layer="0"', b'from-layer="-1"')
+    yield "huge_number.xml", good.replace(b'to-port="0"', b'to-port="' + b"9" * 5000 + b'"')
+    yield "huge_input.xml", good.replace(b"?,3,?,?", b"1,3,1000000,1000000")
+    yield "large_input.xml", good.replace(b"?,3,?,?", b"1,3,16384,16384")
+    add: Layer = ("Add", {}, [0, 1])
+    weight = _const(3, 1, 1, kind="f32", bytes_each=4)
+    yield "no_weights.xml", _ir(weight, add)
+    outside_weights = _const(3, 1, 1, kind="f32", bytes_each=4, offset=999)
+    yield from _with_weights("outside_weights", outside_weights, add, weights=bytes(99))
+    yield from _with_weights("size_lies", _const(10**9 - 1, kind="f32", size=4), add, weights=bytes(4))
+    yield from _with_weights("short_weight", _const(3, 1, 1, kind="f32", bytes_each=1), add, weights=bytes(99))
+    yield from _with_weights("negative_offset", _const(1, kind="f32", bytes_each=4, offset=-4), add, weights=bytes(99))
+    yield from _with_weights("text_weight", _const(1, kind="string", bytes_each=4), add, weights=bytes(99))
+    elsewhere = _const(1, kind="f32", bytes_each=4, location="/etc/passwd")
+    yield from _with_weights("weight_elsewhere", elsewhere, add, weights=bytes(99))
+    doubling: list[Layer] = [("Concat", {"axis": 1}, [i, i]) for i in range(40)]
+    yield "doubling.xml", _ir(*doubling)
+    yield "conv_pads.xml", _ir(("MaxPool", {"pads_begin": "90000, 90000", "pads_end": "0, 0", "kernel": "1, 1"}, [0]))
+    yield "space_to_depth.xml", _ir(("SpaceToDepth", {"block_size": 9999, "mode": "blocks_first"}, [0]))
+
+    def numbers(*values: int) -> bytes:
+        return np.array(values, "<i8").tobytes()
+
+    large = numbers(1, 1, 50_000, 50_000)
+    yield from _with_weights("tile", _const(4), ("Tile", {}, [0, 1]), weights=large)
+    yield from _with_weights("broadcast", _const(4), ("Broadcast", {"mode": "numpy"}, [0, 1]), weights=large)
+    pads: Layer = ("Pad", {"pad_mode": "edge"}, [0, 1, 1])
+    yield from _with_weights("pad", _const(4), pads, weights=numbers(0, 0, 10**9, 10**9))
+    target: Layer = ("Interpolate", {"version": "opset4", "mode": "nearest"}, [0, 1])
+    yield from _with_weights("interpolate_sizes", _const(2), target, weights=numbers(10**6, 10**6))
+    enlarged = _const(2, kind="f32", bytes_each=4)
+    bigger = np.array([1e4, 1e4], "<f4").tobytes()
+    yield from _with_weights("interpolate_scales", enlarged, target, weights=bigger)
+    counting: list[Layer] = [_const(offset=0), _const(offset=8), _const(offset=16)]
+    counting += [("Range", {"output_type": "f32", "version": "opset4"}, [1, 2, 3]), ("Add", {}, [0, 4])]
+    yield from _with_weights("range", *counting, weights=numbers(0, 10**12, 1))
 
 
 # Checkpoints

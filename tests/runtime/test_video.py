@@ -9,6 +9,7 @@ import pytest
 
 av = pytest.importorskip("av", reason="needs the extra video")
 
+from benchmarks.interruptions import cubic_engine, interrupt_video
 from runtime.engines.contract import Batch, EngineInfo
 from runtime.errors import UserError
 from runtime.steps import Options
@@ -143,6 +144,33 @@ def test_a_run_that_is_stopped_goes_on_and_gives_the_same_bytes(tmp_path: Path) 
     assert engine.frames == 10
 
 
+def test_what_a_kill_left_of_the_result_is_removed(tmp_path: Path) -> None:
+    """The result is put together beside the segments, and not under a name in the user's own folder."""
+    source, target = clip(tmp_path / "clip.mp4"), tmp_path / "out.mp4"
+    parts = tmp_path / "out.mp4.parts"
+    parts.mkdir()
+    (parts / ".joined.abcdefgh.part.mp4").write_bytes(b"what kill -9 leaves")
+    seen: set[str] = set()
+
+    class Watching(Doubling):
+        def infer(self, batch: Batch) -> Batch:
+            seen.update(path.name for path in parts.iterdir())
+            return super().infer(batch)
+
+    upscale_video(source, target, Watching(), Options(), options_sha256="", encoder="libx264")
+    assert ".joined.abcdefgh.part.mp4" not in seen
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
+
+
+def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
+    """The small form of ``benchmarks/interruptions.py --kills 100 --video``; the first kill meets the joining."""
+    report = interrupt_video(tmp_path, kills=3, frames=500, seed=2)
+    assert (report["kills"], report["segments"]) == (3, 3)
+    assert report["kills_at_work"] >= 1
+    assert (report["sets_that_differ"], report["sets_whose_frames_differ"]) == (0, 0)
+    assert (report["temporary_files_left"], report["sources_touched"]) == (0, 0)
+
+
 def test_untagged_colours_are_tagged_as_they_were_shown(tmp_path: Path) -> None:
     source = clip(tmp_path / "clip.mp4", space=2)
     result = upscale_video(
@@ -192,8 +220,6 @@ def test_bad_videos_and_options_leave_nothing(tmp_path: Path) -> None:
 
 def test_the_command_takes_videos(script: Script, tmp_path: Path) -> None:
     import json
-
-    from benchmarks.interruptions import cubic_engine
 
     cubic_engine(tmp_path / "cubic.onnx")
     source = clip(tmp_path / "clip.mp4")
