@@ -30,6 +30,9 @@ QUALITIES = {"JPEG": 95, "WebP": 101}
 """Formats that have a quality, 1 to 100, and ours by default; WebP's 101 is its lossless mode."""
 _DEEP = {"PNG", "TIFF"}  # hold 16 bits
 _ALPHA = {"PNG", "TIFF", "WebP"}
+_XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
+"""What stands before an XMP packet in a JPEG, and in no other format; OpenCV neither takes it off nor puts it on."""
+_JPEG_METADATA_BYTES = 65_527
 _EXIF, _XMP, _ICC = 0, 1, 2  # OpenCV's kinds of metadata (cv2.IMAGE_METADATA_*)
 
 
@@ -116,6 +119,9 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
         raise UserError(f"{name} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
     found = {int(k): np.asarray(blob).tobytes() for k, blob in zip(kinds, blobs, strict=True)}
     found[_EXIF] = found.get(_EXIF, b"").removeprefix(b"Exif\0\0")
+    found[_XMP] = found.get(_XMP, b"").removeprefix(_XMP_IN_JPEG)
+    if header.kind == "PNG":  # OpenCV gives a byte or two more, of whatever lay behind
+        found[_XMP] = found[_XMP][: found[_XMP].rfind(b">") + 1]
     if directory is None:
         directory = read_directory(found[_EXIF])
     else:
@@ -179,7 +185,15 @@ def write_picture(path: Path, picture: Picture, *, quality: int | None = None) -
     metadata = dict(picture.metadata)
     if _ICC in metadata and (metadata[_ICC][16:20] == b"GRAY") != (pixels.ndim == 2):
         del metadata[_ICC]  # a profile for grey on colour pixels, or the reverse, makes a file that readers refuse
-    inside = metadata if kind in ("PNG", "JPEG", "WebP") else {}
+    inside = dict(metadata) if kind in ("PNG", "JPEG", "WebP") else {}
+    if kind == "JPEG" and _XMP in inside:
+        inside[_XMP] = _XMP_IN_JPEG + inside[_XMP]
+    for part, name in ((_EXIF, "EXIF"), (_XMP, "XMP")):
+        if kind == "JPEG" and len(inside.get(part, b"")) > _JPEG_METADATA_BYTES:
+            raise UserError(
+                f"{path} cannot hold the {len(inside[part])} bytes of {name} of the source, a JPEG has room for 64 kB: "
+                "write another format, or leave them out with --strip-metadata."
+            )
     pixels = np.ascontiguousarray(pixels)
     with replacing(path) as temporary:
         try:

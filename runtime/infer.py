@@ -243,7 +243,7 @@ def _streamed(
 
 
 def _is_video(path: Path) -> bool:
-    from runtime.video import ENDINGS
+    from runtime.video_files import ENDINGS
 
     return path.suffix.lower() in ENDINGS and not path.is_dir()
 
@@ -264,7 +264,8 @@ def _videos(
 
     from runtime.engines.opening import model_of
     from runtime.steps import check_options, options_hash
-    from runtime.video import ENDINGS, upscale_video
+    from runtime.video import upscale_video
+    from runtime.video_files import ENDINGS
 
     if not all(_is_video(path) for path in videos):
         raise UserError("Give videos and pictures to two commands: they have other options.")

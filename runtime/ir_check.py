@@ -136,9 +136,14 @@ def _fault(file: IrFile, weights: bytes) -> str | None:
                 return fault
             constants |= dict.fromkeys(((layer.number, port) for port in layer.outputs), _constant(layer, weights))
         if layer.kind == "Parameter":
+            kind = layer.data.get("element_type", "")
+            if kind not in _ITEM_BITS:
+                return f"its input {layer.name[:80]!r} is of an unusual type ({kind[:40]!r})"
             fault = size_fault(layer.name, layer.shape())
             if fault:
                 return fault
+        elif layer.kind != "Const" and not layer.inputs:
+            return f"its {layer.kind} reads nothing"
     inputs, outputs = (sum(layer.kind == kind for layer in file.layers) for kind in ("Parameter", "Result"))
     if (inputs, outputs) != (1, 1):
         return f"it has {inputs} inputs and {outputs} outputs, a super-resolution network one of each"

@@ -123,6 +123,8 @@ def _wiring_fault(file: OnnxFile) -> str | None:
         unknown = [name for name in node.inputs if name not in known]
         if unknown:
             return f"its {node.op} reads {unknown[0][:80]!r}, which nothing before it computes"
+        if node.op != "Constant" and not any(node.inputs):
+            return f"its {node.op} reads nothing"
         if not node.outputs or any(name in known for name in node.outputs):
             return f"its {node.op} computes nothing, or what is there already"
         known |= set(node.outputs)

@@ -7,7 +7,6 @@ stopped, upscales what is missing; then the segments are joined with what else t
 from __future__ import annotations
 
 import hashlib
-import heapq
 import io
 import itertools
 import shutil
@@ -29,14 +28,11 @@ from runtime.images import Picture, Pixels
 from runtime.manifest import Entry, Manifest, open_manifest
 from runtime.steps import Loaded, Options, compute, final_size
 from runtime.upscale import default_tile
+from runtime.video_files import join, open_video, pyav, reason_of
 
-ENDINGS = {".mp4": ".mp4", ".m4v": ".m4v", ".mov": ".mov", ".mkv": ".mkv", ".webm": ".mkv", ".avi": ".mkv"}
-"""Ending of the result by that of the source: WebM may not hold H.264, and AVI holds no time stamps."""
 HARDWARE = ("h264_nvenc", "h264_videotoolbox", "h264_qsv", "h264_amf", "h264_v4l2m2m")
 SOFTWARE = "libx264"
 SEGMENT_FRAMES = 240
-_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,nut"
-"""What a file may be, whatever it is called: no playlists, which name other files."""
 _HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
 _CONVERSIONS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace to swscale's tables
 _SD_HEIGHT = 720  # players take untagged video below this height for BT.601, else for BT.709
@@ -55,6 +51,20 @@ class Timed:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What brings a picture upright: rows and columns exchanged first, then mirrored."""
+
+    exchanged: bool = False
+    left_right: bool = False
+    top_down: bool = False
+
+    def upright(self, pixels: Pixels) -> Pixels:
+        """(H, W, C) as players show it."""
+        turned = pixels.swapaxes(0, 1) if self.exchanged else pixels
+        return np.ascontiguousarray(turned[:: -1 if self.top_down else 1, :: -1 if self.left_right else 1])
+
+
+@dataclass(frozen=True)
 class Facts:
     """What the first video stream is. Colour tags are numbers of ITU-T H.273."""
 
@@ -63,7 +73,7 @@ class Facts:
     frames: int
     time_base: Fraction
     rate: Fraction | None
-    rotation: int
+    turn: Turn
     deep: bool
     colorspace: int
     primaries: int
@@ -102,8 +112,8 @@ def upscale_video(
     Raises:
         UserError: PyAV is missing; no video, HDR, interlaced, over the budget, or an encoder that is not there.
     """
-    av = _av()
-    with _opened(av, source) as container:
+    av = pyav()
+    with open_video(av, source) as container:
         facts = _facts(container, source)
     header = Header("video", facts.width, facts.height, 3, 16 if facts.deep else 8)
     check_budget(header, str(source), scale=engine.info.scale, budget_bytes=options.budget_bytes)
@@ -136,11 +146,11 @@ def upscale_video(
         if not segments.paths:
             raise UserError(f"{source} has no frame that can be decoded.")
         joined = folder / f"joined{target.suffix}"
-        notes = _join(av, segments.paths, source, joined, facts)
         try:
+            notes = join(av, segments.paths, source, joined, facts.time_base)
             joined.replace(target)
-        except OSError as error:
-            raise UserError(f"Cannot write {target}: {_reason(error)}.") from error
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"Cannot write {target}: {reason_of(error)}.") from error
     shutil.rmtree(folder)
     return {
         "input": str(source),
@@ -152,23 +162,6 @@ def upscale_video(
         "encoder": chosen,
         "notes": [*facts.notes, *notes],
     }
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("Videos need PyAV, which is not installed: pip install 'gmin-edge[video]'.") from error
-    return av
-
-
-def _opened(av: Any, path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"There is no video at {path}.")
-    try:
-        return av.open(str(path.resolve()), options={"protocol_whitelist": "file", "format_whitelist": _DEMUXERS})
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a video: {_reason(error)}.") from error
 
 
 def _facts(container: Any, path: Path) -> Facts:
@@ -188,9 +181,9 @@ def _facts(container: Any, path: Path) -> Facts:
         raise UserError(f"{path} has no frame that can be decoded.")
     if first.interlaced_frame:
         raise UserError(f"{path} is interlaced; deinterlace it first.")
-    rotation = round(first.rotation / 90) * 90 % 360
-    width, height = (context.height, context.width) if rotation % 180 else (context.width, context.height)
-    space, notes = int(first.colorspace), []
+    turn, notes = _turn(first)
+    width, height = (context.height, context.width) if turn.exchanged else (context.width, context.height)
+    space = int(first.colorspace)
     if space not in _CONVERSIONS:
         space = 1 if height >= _SD_HEIGHT or width >= 1280 else 6
         notes.append(
@@ -201,15 +194,32 @@ def _facts(container: Any, path: Path) -> Facts:
         notes.append(f"{others} more video streams left out")
     aspect = stream.sample_aspect_ratio
     return Facts(
-        width, height, stream.frames, stream.time_base, stream.average_rate, rotation,
+        width, height, stream.frames, stream.time_base, stream.average_rate, turn,
         deep=max(component.bits for component in first.format.components) > 8,
         colorspace=space,
         primaries=int(context.color_primaries),
         transfer=transfer,
         full_range=int(first.color_range) == 2,
-        pixel_aspect=(1 / aspect if rotation % 180 else aspect) if aspect else None,
+        pixel_aspect=(1 / aspect if turn.exchanged else aspect) if aspect else None,
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _turn(frame: Any) -> tuple[Turn, list[str]]:
+    """From the display matrix: a point (x, y) is shown at (a·x + c·y, b·x + d·y). Mirrored ones have no mere angle."""
+    from av.sidedata.sidedata import Type
+
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return Turn(), []
+    a, b, _, c, d = (float(value) for value in np.frombuffer(bytes(data), np.int32)[:5])
+    exchanged = abs(b) + abs(c) > abs(a) + abs(d)
+    from_left, from_top = (c, b) if exchanged else (a, d)
+    rest = abs(a) + abs(d) if exchanged else abs(b) + abs(c)
+    notes = []
+    if rest > 0.02 * (abs(from_left) + abs(from_top)):
+        notes.append("the source asks players to turn it by an odd angle; it is turned to the next right one")
+    return Turn(exchanged, from_left < 0, from_top < 0), notes
 
 
 def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
@@ -219,14 +229,14 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     try:
         yield from container.decode(stream)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {_reason(error)}.") from error
+        raise UserError(f"{path} is damaged: {reason_of(error)}.") from error
 
 
 def _frames(av: Any, path: Path, facts: Facts, *, skip: int) -> Iterator[Timed]:
     """Frames upright, with their times, leaving out the first ``skip``."""
     step = round(1 / (facts.rate * facts.time_base)) if facts.rate else 1
     following = 0
-    with _opened(av, path) as container:
+    with open_video(av, path) as container:
         stream = container.streams.video[0]
         for i, frame in enumerate(_decoded(container, stream, path)):
             pts = frame.pts if frame.pts is not None else following
@@ -236,8 +246,7 @@ def _frames(av: Any, path: Path, facts: Facts, *, skip: int) -> Iterator[Timed]:
             if int(frame.colorspace) not in _CONVERSIONS:
                 frame.colorspace = facts.colorspace
             pixels = frame.to_ndarray(format="rgb48le" if facts.deep else "rgb24")
-            pixels = np.ascontiguousarray(np.rot90(pixels, facts.rotation // 90))
-            yield Timed(Picture(cast(Pixels, pixels)), pts, frame.duration or 0)
+            yield Timed(Picture(facts.turn.upright(cast(Pixels, pixels))), pts, frame.duration or 0)
 
 
 def _upscale_frames(
@@ -346,7 +355,7 @@ def _choose_encoder(av: Any, name: str, size: tuple[int, int], facts: Facts, qua
                 container.mux(stream.encode(_encodable(av, grey, Timed(Picture(grey), 0, 0), facts)))
                 container.mux(stream.encode(None))
         except (av.FFmpegError, OSError, ValueError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             continue
         return candidate
     raise UserError(f"The encoder {names[-1]} does not take {size[0]}x{size[1]} video here: {reason}.")
@@ -415,72 +424,3 @@ class _Segments:
 
 class _Abandoned(Exception):  # noqa: N818 - no error: it tells `replacing` to leave nothing
     pass
-
-
-def _join(av: Any, segments: list[Path], source: Path, target: Path, facts: Facts) -> list[str]:
-    """Join the segments with all other streams of the source, in the order of time; notes on what could not be kept."""
-    notes: list[str] = []
-    with replacing(target) as temporary, _opened(av, source) as original, _opened(av, segments[0]) as first:
-        options = {"fflags": "bitexact"}  # no random identifiers: the same input gives the same bytes
-        with av.open(str(temporary), "w", options=options) as result:
-            video = result.add_stream_from_template(first.streams.video[0])
-            video.time_base = facts.time_base
-            old = original.streams.video[0]
-            _describe(video, old)
-            copies: dict[int, Any] = {}
-            for stream in original.streams:
-                if stream.type == "video":
-                    continue
-                try:
-                    copies[stream.index] = _describe(result.add_stream_from_template(stream), stream)
-                except (av.FFmpegError, ValueError, TypeError, AttributeError, NotImplementedError):
-                    notes.append(f"stream {stream.index} ({stream.type}) cannot be copied and is left out")
-            rotating = ("rotate", "major_brand", "minor_version", "compatible_brands", "encoder")
-            result.metadata.update({k: v for k, v in original.metadata.items() if k.lower() not in rotating})
-            with suppress(AttributeError, NotImplementedError):
-                result.set_chapters(original.chapters())
-            packets = heapq.merge(
-                _timed(_packets(av, segments), 0, video),
-                *(_timed(_copied(av, source, index), index + 1, copy) for index, copy in copies.items()),
-                key=lambda item: item[:3],
-            )
-            for _, _, _, packet, stream in packets:
-                packet.stream = stream
-                result.mux_one(packet)
-    return notes
-
-
-def _packets(av: Any, segments: list[Path]) -> Iterator[Any]:
-    for path in segments:
-        with _opened(av, path) as container:
-            for packet in container.demux(video=0):
-                if packet.dts is not None:
-                    yield packet
-
-
-def _copied(av: Any, source: Path, index: int) -> Iterator[Any]:
-    with _opened(av, source) as container:
-        for packet in container.demux(container.streams[index]):
-            if packet.dts is not None or packet.pts is not None:
-                yield packet
-
-
-def _timed(packets: Iterator[Any], order: int, stream: Any) -> Iterator[tuple[Fraction, int, int, Any, Any]]:
-    for i, packet in enumerate(packets):
-        yield _seconds(packet), order, i, packet, stream
-
-
-def _seconds(packet: Any) -> Fraction:
-    time: Fraction = (packet.dts if packet.dts is not None else packet.pts) * packet.time_base
-    return time
-
-
-def _describe(stream: Any, like: Any) -> Any:
-    stream.metadata.update({k: v for k, v in like.metadata.items() if k.lower() not in ("rotate", "encoder")})
-    with suppress(AttributeError):
-        stream.disposition = like.disposition
-    return stream
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower().rstrip(".")

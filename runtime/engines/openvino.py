@@ -64,6 +64,7 @@ class OpenVinoEngine:
             model = core.read_model(checked.xml, checked.weights) if checked else core.read_model(path)
             check_eight_bits(path, model)
             compiled = core.compile_model(model, "CPU", settings)
+            request = compiled.create_infer_request()
         except UserError:
             raise
         except Exception as error:  # the library raises RuntimeError and its own kinds
@@ -73,7 +74,7 @@ class OpenVinoEngine:
             raise UserError(f"{path} is no super-resolution network: it has not one input and one output.")
         self._core, self._settings = core, settings
         self._model: Any = model
-        self._any_size = compiled.create_infer_request()
+        self._any_size = request
         self._one_size: Any = None
         self._one_shape: tuple[int, ...] = ()
         self._last_shape: tuple[int, ...] = ()

@@ -233,6 +233,8 @@ def _models() -> Iterator[tuple[str, bytes]]:
     yield "lies_about_scale.onnx", _model([relu], metadata={"gmin.scale": "4"}).SerializeToString()
     cycle = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])]
     yield "cycle.onnx", _model([*cycle, helper.make_node("Relu", ["b"], ["y"])]).SerializeToString()
+    nothing = helper.make_node("GlobalAveragePool", [], ["y"])
+    yield "reads_nothing.onnx", _model([nothing]).SerializeToString()
     yield "no_input.onnx", _model([helper.make_node("Relu", ["nowhere"], ["y"])]).SerializeToString()
     function = _model([relu])
     function.functions.add(name="f", domain="evil")
@@ -318,6 +320,8 @@ def _ir_models() -> Iterator[tuple[str, bytes]]:
     yield "cache_note.xml", _ir(relu, inside=cached)
     yield "circle.xml", _ir(("Add", {}, [0, 2]), ("ReLU", {}, [1]))
     yield "nowhere.xml", _ir(("Add", {}, [0, 77]))
+    yield "reads_nothing.xml", _ir(("ReLU", {}, []))
+    yield "typeless_input.xml", good.replace(b'"f32"', b'"dynamic"')
     yield "same_id.xml", _ir(relu, more=_layer(1, relu))
     yield "two_inputs.xml", _ir(relu, more=_layer(9, _PICTURE))
     yield "number_lies.xml", good.replace(b'id="1"', b'id="0x1"')

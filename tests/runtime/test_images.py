@@ -103,6 +103,29 @@ def test_profile_and_exif_go_from_every_format_to_every_other(tmp_path: Path, so
     assert 0x8769 not in bare.getexif()
 
 
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
+
+
+@pytest.mark.parametrize("source", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff"])
+def test_xmp_goes_from_every_format_to_every_other(tmp_path: Path, source: str, ending: str) -> None:
+    """In a JPEG a name stands before the packet: readers that look for it find nothing where it is missing."""
+    write_picture(tmp_path / f"a.{source}", Picture(PIXELS, metadata=[(1, XMP)]))
+    write_picture(tmp_path / f"b.{ending}", read_picture(tmp_path / f"a.{source}"))
+    assert dict(read_picture(tmp_path / f"b.{ending}").metadata)[1] == XMP
+    content = (tmp_path / f"b.{ending}").read_bytes()
+    assert content.count(b"http://ns.adobe.com/xap/1.0/\0" + XMP) == (ending == "jpg")
+    assert content.count(XMP) == 1
+
+
+@pytest.mark.parametrize(("kind", "name"), [(0, "EXIF"), (1, "XMP")])
+def test_metadata_that_no_jpeg_can_hold_is_refused_with_a_word(tmp_path: Path, kind: int, name: str) -> None:
+    blob = b"II*\0\x08\0\0\0\0\0\0\0\0\0" + bytes(70_000)
+    with pytest.raises(UserError, match=f"70014 bytes of {name}|70043 bytes of {name}"):
+        write_picture(tmp_path / "a.jpg", Picture(PIXELS, metadata=[(kind, blob)]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_exif_in_the_other_byte_order_reaches_a_tiff(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.endian = ">"

@@ -36,6 +36,7 @@ REASONS = {
     "conv_pad_bomb.onnx": "Conv would make",
     "cycle.onnx": "which nothing before it computes",
     "cut.onnx": "in the middle of",
+    "reads_nothing.onnx": "GlobalAveragePool reads nothing",
     "two_graphs.onnx": "more than one graph",
 }
 ENGINE_OR_FILE = {"empty.onnx", "lies_about_scale.onnx"}
@@ -54,6 +55,8 @@ IR_REASONS = {
     "own_notes.xml": "'__weights_path', which is for",
     "cache_note.xml": "'WeightlessCacheAttribute' about",
     "circle.xml": "in a circle",
+    "reads_nothing.xml": "ReLU reads nothing",
+    "typeless_input.xml": "unusual type",
     "nowhere.xml": "nothing leads to port 1",
     "no_weights.xml": "ends at byte 12 of a .bin of 0",
     "outside_weights.xml": "ends at byte 1,011 of a .bin of 99",

@@ -80,6 +80,41 @@ def with_subtitles(source: Path, target: Path) -> Path:
     return target
 
 
+def chaptered(source: Path, target: Path) -> Path:
+    """The streams of a clip in another container, with two chapters."""
+    parts = [
+        {"id": i, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {"title": title}}
+        for i, (start, end, title) in enumerate([(0, 200, "Anfang"), (200, 340, "Ende")], 1)
+    ]
+    with av.open(str(source)) as clip, av.open(str(target), "w") as result:
+        copies = {s.index: result.add_stream_from_template(s) for s in clip.streams}
+        result.metadata.update(clip.metadata)
+        result.set_chapters(parts)
+        for packet in clip.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                result.mux(packet)
+    return target
+
+
+def turned(path: Path, degrees: int, mirrored: bool) -> tuple[Path, np.ndarray]:
+    """Three frames that ask to be turned, counter-clockwise, then mirrored; and how they are to be shown."""
+    pixels = np.full((48, 64, 3), 128, np.uint8)
+    pixels[:16, :24], pixels[-16:, :24], pixels[:16, -24:] = (220, 30, 30), (30, 200, 30), (40, 40, 220)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        context = video.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 1, 1, 1, 1
+        video.set_display_rotation(degrees, hflip=mirrored)
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(video.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
+        container.mux(video.encode(None))
+    shown = np.rot90(pixels, degrees // 90)
+    return path, shown[:, ::-1] if mirrored else shown
+
+
 def packets(path: Path, kind: str) -> list[bytes]:
     with av.open(str(path)) as container:
         stream = next(s for s in container.streams if s.type == kind)
@@ -104,6 +139,72 @@ def test_everything_but_the_size_stays(tmp_path: Path) -> None:
     assert packets(target, "audio") == packets(source, "audio"), "sound is copied, not encoded again"
     assert source.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "clip_x2.mp4"]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_the_display_matrix_is_applied(tmp_path: Path, degrees: int, mirrored: bool, ending: str) -> None:
+    source, shown = turned(tmp_path / f"a.{ending}", degrees, mirrored)
+    target = tmp_path / f"b.{ending}"
+    result = upscale_video(source, target, Doubling(), Options(), options_sha256="", encoder="libx264")
+    height, width = shown.shape[:2]
+    assert (result["width"], result["height"]) == (2 * width, 2 * height)
+    assert result["notes"] == []
+    with av.open(str(target)) as container:
+        frame = next(container.decode(video=0))
+        assert not len(frame.side_data) or frame.rotation == 0, "a player would turn it once more"
+        back = frame.to_ndarray(format="rgb24")
+    assert np.abs(back.astype(int) - shown.repeat(2, axis=0).repeat(2, axis=1)).mean() < 6
+
+
+def test_an_odd_angle_is_told(tmp_path: Path) -> None:
+    source, _ = turned(tmp_path / "a.mp4", 30, False)
+    result = upscale_video(source, tmp_path / "b.mp4", Doubling(), Options(), options_sha256="", encoder="libx264")
+    assert [note for note in result["notes"] if "odd angle" in note]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "m4v"])
+def test_chapters_are_kept(tmp_path: Path, ending: str) -> None:
+    source, target = chaptered(clip(tmp_path / "clip.mp4"), tmp_path / f"a.{ending}"), tmp_path / f"b.{ending}"
+    result = upscale_video(source, target, Doubling(), Options(), options_sha256="", encoder="libx264")
+    assert result["notes"] == []
+
+    def kept(path: Path) -> list[tuple[Fraction, Fraction, str]]:
+        with av.open(str(path)) as container:
+            return [
+                (c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"]["title"])
+                for c in container.chapters()
+            ]
+
+    second = Fraction(1, 1000)
+    assert kept(target) == kept(source) == [
+        (0, 200 * second, "Anfang"), (200 * second, 340 * second, "Ende"),
+    ]  # fmt: skip
+    assert packets(target, "audio") == packets(source, "audio")
+
+
+@pytest.mark.parametrize("ending", ["mov", "mkv"])
+def test_time_codes_and_attachments(tmp_path: Path, ending: str) -> None:
+    """A track of time codes, as cameras write, cannot be copied: it is left out with a word, and stops nothing."""
+    source, target = tmp_path / f"a.{ending}", tmp_path / f"b.{ending}"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt, video.codec_context.colorspace = 64, 48, "yuv420p", 1
+        video.metadata["timecode"] = "01:00:00:00"
+        if ending == "mkv":
+            container.add_attachment("type.ttf", "application/x-truetype-font", b"no real font")
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    result = upscale_video(source, target, Doubling(), Options(), options_sha256="", encoder="libx264")
+    with av.open(str(target)) as container:
+        assert ("TIMECODE" in container.streams[0].metadata) == (ending == "mkv")
+        assert [s.type for s in container.streams] == (["video"] if ending == "mov" else ["video", "attachment"])
+    assert [note for note in result["notes"] if "time code" in note] == (
+        ["the time code is left out; Matroska keeps it"] if ending == "mov" else []
+    )
 
 
 def test_subtitles_are_kept_in_matroska(tmp_path: Path) -> None:
