@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,6 +65,15 @@ def blended_rows(
         UserError: the network gave values that are not finite.
     """
     scale, count = engine.info.scale, Counter(tiling.count, progress)
+    if tiling.count == 1:  # nothing to blend: plane by plane, a sixth of the time
+        with closing(_outputs(engine, lambda batches: infer_each(engine, batches), read, tiling, seconds)) as outputs:
+            output, dtype = next(outputs)
+            started = time.perf_counter()
+            whole = cast(Pixels, cv2.merge(list(_integers(output.copy(), dtype))))
+            seconds.postprocess += time.perf_counter() - started
+            count()
+            yield whole
+        return
     width = tiling.columns[-1] + tiling.width
     down, across = ramps(tiling.rows, tiling.height, scale), ramps(tiling.columns, tiling.width, scale)
     strip = np.zeros((tiling.height * scale, width * scale, 3), np.float32)
@@ -72,7 +82,7 @@ def blended_rows(
             for j, left in enumerate(tiling.columns):
                 output, dtype = next(outputs)
                 started = time.perf_counter()
-                weight = (down[i][:, None] * across[j])[..., None] if tiling.count > 1 else np.float32(1)
+                weight = (down[i][:, None] * across[j])[..., None]
                 strip[:, left * scale : (left + tiling.width) * scale] += output.transpose(1, 2, 0) * weight
                 seconds.postprocess += time.perf_counter() - started
                 count()
