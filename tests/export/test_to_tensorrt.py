@@ -14,9 +14,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from export.builder import build_plan
 from export.layers import int8_convolutions, layers_from_log, quantized_convolutions
 from export.to_onnx import export_onnx
-from export.to_tensorrt import build_plan, plan_from_onnx, profile_for
+from export.to_tensorrt import plan_from_onnx, profile_for
 from model.registry import create, describe
 from quantize.lint import lint_for_tensorrt
 from quantize.patches import load_patches
