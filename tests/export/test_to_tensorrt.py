@@ -115,7 +115,7 @@ def test_builds_for_a_range_of_sizes_are_byte_identical(
     content = (SHIPPED.parent / name).read_bytes()
     environment = dict(os.environ)
     plans = []
-    for seed, letters in (("1", 0), ("2", 30_000), ("3", 7_001), ("4", 90_000)):
+    for seed, letters in (("1", 0), ("2", 30_000), ("3", 90_001)):
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         monkeypatch.setenv("SOMETHING", "x" * letters)
         monkeypatch.chdir(tmp_path if letters else ROOT)
