@@ -114,19 +114,19 @@ def plan_from_onnx(
             cached = True
         else:
             if library.name == "rtx":
-                plan, layers, fixed = build_apart(
+                plan, layers, reproducible = build_apart(
                     content, library, profile, targets=targets, workspace_mib=workspace_mib
                 )
             else:  # it measures kernels: its plans differ anyway
                 plan, layers = build_plan(
                     content, library, profile, targets=targets, workspace_mib=workspace_mib, timing_cache=timing_cache
                 )
-                fixed = False
+                reproducible = False
             meant = quantized_convolutions(model)
             record = replace(
                 record,
                 plan_sha256=sha256(plan),
-                fixed_addresses=fixed,
+                reproducible=reproducible,
                 layers=layers,
                 int8_convolutions=len(int8_convolutions(layers, meant)),
                 int8_convolutions_meant=len(meant),
@@ -337,10 +337,9 @@ def main(
     )
     if record.int8_convolutions < record.int8_convolutions_meant:
         say("warning: the library computes the others in float, or does not say how", quiet=quiet, json_target="-")
-    if record.flavour == "rtx" and not (record.fixed_addresses or record.profile.fixed):
+    if record.flavour == "rtx" and not record.reproducible:
         say(
-            "note: this system does not let a process fix its addresses; another build may differ in a few bytes "
-            "(docs/jetson.md)",
+            "note: another build for this range of sizes may differ in a few bytes here (docs/jetson.md)",
             quiet=quiet,
             json_target="-",
         )

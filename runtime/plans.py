@@ -81,8 +81,8 @@ class PlanRecord:
     """What the exporter wrote into the ONNX file."""
     int8_convolutions: int
     int8_convolutions_meant: int
-    fixed_addresses: bool = False
-    """Whether TensorRT-RTX built with fixed addresses, so that another build gives the same bytes."""
+    reproducible: bool = False
+    """Whether another build gives the same bytes: by TensorRT-RTX, for one size or with fixed addresses."""
     layers: list[Layer] = field(default_factory=list)
     schema: int = SCHEMA
 

@@ -70,9 +70,9 @@ def files(
 def test_our_files_build_for_three_generations(name: str, precision: str, files: dict[str, Path], rtx: Flavour) -> None:
     """One plan holds code for 8.6, 8.9 and 12.0; its height and width are dynamic; a second build is the same."""
     content = files[f"{name} {precision}"].read_bytes()
-    plan, layers, fixed = build_apart(content, rtx, PROFILE, targets=TARGETS)
-    assert fixed == addresses_can_be_fixed()
-    if fixed:
+    plan, layers, reproducible = build_apart(content, rtx, PROFILE, targets=TARGETS)
+    assert reproducible == addresses_can_be_fixed()
+    if reproducible:
         assert build_apart(content, rtx, PROFILE, targets=TARGETS)[0] == plan
     assert len(plan) > 100_000
     convolutions = [layer for layer in layers if layer.kind == "correlation"]
@@ -119,8 +119,8 @@ def test_builds_for_a_range_of_sizes_are_byte_identical(
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         monkeypatch.setenv("SOMETHING", "x" * letters)
         monkeypatch.chdir(tmp_path if letters else ROOT)
-        plan, _, fixed = build_apart(content, rtx, PROFILE, targets=("sm86",))
-        assert fixed
+        plan, _, reproducible = build_apart(content, rtx, PROFILE, targets=("sm86",))
+        assert reproducible
         plans.append(plan)
     with ThreadPoolExecutor(2) as pool:  # two at a time, in turns on the processor
         plans += pool.map(lambda _: build_apart(content, rtx, PROFILE, targets=("sm86",))[0], range(2))
@@ -140,8 +140,21 @@ def test_where_addresses_cannot_be_fixed_the_plan_is_built_and_a_note_says_so(
     for shapes, noted in (("16x16,32x32,64x64", True), ("32x32", False)):
         done = CliRunner().invoke(app, [str(model), "-o", str(plan), "--target", "sm86", "--shapes", shapes])
         assert done.exit_code == 0, done.output
-        assert ("another build may differ in a few bytes (docs/jetson.md)" in done.output) == noted
-        assert json.loads(sidecar(plan).read_text())["fixed_addresses"] is False
+        assert ("may differ in a few bytes here (docs/jetson.md)" in done.output) == noted
+        assert json.loads(sidecar(plan).read_text())["reproducible"] is not noted
+
+
+@pytest.mark.parametrize(
+    ("built", "plan", "reproducible"),
+    [("aa", "a", True), ("baa", "a", True), ("abca", "a", True), ("abcd", "a", False)],
+)
+def test_of_builds_that_differ_the_plan_counts_that_came_twice(
+    built: str, plan: str, reproducible: bool, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = ((letter.encode(), [], True) for letter in built)
+    monkeypatch.setattr("export.build_process._build", lambda *_, **__: next(builds))
+    assert build_apart(b"", rtx, PROFILE) == (plan.encode(), [], reproducible)
+    assert next(builds, None) is None, "no more builds than needed, and no fewer"
 
 
 def test_a_builder_that_crashes_is_one_sentence(rtx: Flavour) -> None:
