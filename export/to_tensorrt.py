@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 if not __package__:  # started as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -19,11 +19,10 @@ import typer
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
 from runtime.errors import UserError
 from runtime.files import atomic_write, cache_folder, check_writable, private_folder
-from runtime.flavour import VERBOSE, Flavour, FlavourOption, load_flavour
-from runtime.plans import SCHEMA, Layer, PlanRecord, Profile, read_record, sha256, sidecar, trust_plan, write_record
+from runtime.flavour import Flavour, FlavourOption, load_flavour
+from runtime.plans import SCHEMA, PlanRecord, Profile, read_record, sha256, sidecar, trust_plan, write_record
 
 if TYPE_CHECKING:
-    import tensorrt
     from onnx import ModelProto
 
     from runtime.cuda import Gpu
@@ -73,6 +72,8 @@ def plan_from_onnx(
     """
     from filelock import FileLock
 
+    from export.build_process import build_apart
+    from export.builder import build_plan
     from export.layers import int8_convolutions, quantized_convolutions
     from quantize.graph import read_onnx
 
@@ -112,13 +113,20 @@ def plan_from_onnx(
             plan, record = found
             cached = True
         else:
-            plan, layers = build_plan(
-                content, library, profile, targets=targets, workspace_mib=workspace_mib, timing_cache=timing_cache
-            )
+            if library.name == "rtx":
+                plan, layers, reproducible = build_apart(
+                    content, library, profile, targets=targets, workspace_mib=workspace_mib
+                )
+            else:  # it measures kernels: its plans differ anyway
+                plan, layers = build_plan(
+                    content, library, profile, targets=targets, workspace_mib=workspace_mib, timing_cache=timing_cache
+                )
+                reproducible = False
             meant = quantized_convolutions(model)
             record = replace(
                 record,
                 plan_sha256=sha256(plan),
+                reproducible=reproducible,
                 layers=layers,
                 int8_convolutions=len(int8_convolutions(layers, meant)),
                 int8_convolutions_meant=len(meant),
@@ -185,117 +193,16 @@ def profile_for(model: ModelProto, path: Path, shapes: str | None) -> Profile:
     return Profile(low, best, high)
 
 
-def build_plan(
-    content: bytes,
-    library: Flavour,
-    profile: Profile,
-    *,
-    targets: tuple[str, ...] = (),
-    workspace_mib: int | None = None,
-    timing_cache: Path | None = None,
-) -> tuple[bytes, list[Layer]]:
-    """Parse and build: the plan, and the layers that the library reports.
-
-    Raises:
-        UserError: with the reason that the library logged.
-    """
-    from export.layers import layers_from_log
-
-    trt, log = library.module, library.log
-    log.clear(VERBOSE)
-    try:
-        builder: tensorrt.Builder | None = trt.Builder(log)
-        if builder is None:
-            raise _failure(library, "start its builder", "check the driver and the installation with gmin doctor")
-        typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only kind in TensorRT 11
-        network: tensorrt.INetworkDefinition = builder.create_network(0 if typed is None else 1 << int(typed))
-        parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
-        if not parser.parse(content):
-            errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-            raise _failure(library, "parse the file", "export it by export/to_onnx.py, or use a newer TensorRT", errors)
-        config: tensorrt.IBuilderConfig = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if workspace_mib:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-        if targets:
-            _aim(library, config, targets)
-        _add_profile(library, builder, network, config, profile)
-        measured = None if library.name == "rtx" else _timing_cache(library, config, timing_cache)
-        plan: Any = builder.build_serialized_network(network, config)
-        if plan is None:
-            raise _failure(library, "build the engine", "try a smaller --shapes maximum or another --workspace")
-        if measured is not None and timing_cache is not None:
-            with atomic_write(timing_cache) as stream:
-                stream.write(bytes(measured.serialize()))
-        content = bytes(plan)
-        layers = layers_from_log(log.messages())
-        if not layers and not targets:
-            layers = layers_from_log([_inspected(library, content)])
-        return content, layers
-    finally:
-        log.clear()
-
-
-def _inspected(library: Flavour, plan: bytes) -> str:
-    """What the library's inspector says of a plan just built for the GPU that is here; empty where it opens none."""
-    trt = library.module
-    runtime: tensorrt.Runtime = trt.Runtime(library.log)
-    engine: Any = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return ""
-    return "Layers:\n" + str(
-        engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
-    )
-
-
-def _add_profile(
-    library: Flavour,
-    builder: tensorrt.Builder,
-    network: tensorrt.INetworkDefinition,
-    config: tensorrt.IBuilderConfig,
-    profile: Profile,
-) -> None:
-    name = network.get_input(0).name
-    wanted: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
-    low, best, high = ((1, 3, *size) for size in (profile.smallest, profile.best, profile.largest))
-    shapes: Any = {"min": low, "opt": best, "max": high}  # tuples become Dims
-    wanted.set_shape(name, **shapes)
-    if config.add_optimization_profile(wanted) < 0:
-        raise _failure(library, f"take the sizes {profile}", "give others by --shapes")
-
-
-def _aim(library: Flavour, config: Any, targets: tuple[str, ...]) -> None:
-    """Compile for GPUs that are not here; one plan may hold several."""
-    known = _targets(library)
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        if not config.set_compute_capability(known[target], index):
-            raise _failure(library, f"build for {target}", f"choose among {', '.join(known)}")
-
-
-def _targets(library: Flavour) -> dict[str, Any]:
-    kinds = getattr(library.module, "ComputeCapability", None)
-    members = kinds.__members__ if kinds is not None else {}
-    return {name.lower(): value for name, value in members.items() if re.fullmatch(r"SM\d+", name)}
-
-
-def _timing_cache(library: Flavour, config: tensorrt.IBuilderConfig, path: Path | None) -> tensorrt.ITimingCache | None:
-    if path is None:
-        return None
-    cache: tensorrt.ITimingCache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise _failure(library, f"use the timing cache {path}", "remove the file: another GPU or version made it")
-    return cache
-
-
 def _gpu(library: Flavour, targets: tuple[str, ...]) -> Gpu | None:
     """The GPU that the plan is for, or None where targets name others.
 
     Raises:
         UserError: this flavour cannot build for that target, or there is no GPU.
     """
+    from export.builder import known_targets
+
     if library.name == "rtx":
-        known = _targets(library)
+        known = known_targets(library)
         for target in targets:
             if target not in known:
                 raise UserError(
@@ -314,7 +221,7 @@ def _gpu(library: Flavour, targets: tuple[str, ...]) -> Gpu | None:
         cuda = open_cuda()
     except UserError as error:
         advice = (
-            f"name the cards to build for, such as --target sm86 (known: {', '.join(_targets(library))})"
+            f"name the cards to build for, such as --target sm86 (known: {', '.join(known_targets(library))})"
             if library.name == "rtx"
             else "this flavour builds on the very GPU that will run the plan"
         )
@@ -354,21 +261,6 @@ def _write(path: Path, plan: bytes, record: PlanRecord) -> None:
     with atomic_write(path) as stream:
         stream.write(plan)
     write_record(path, record)
-
-
-def _failure(library: Flavour, doing: str, advice: str, errors: list[str] | None = None) -> UserError:
-    from runtime.flavour import one_line
-
-    reason = one_line(errors[0]) if errors else library.log.reason()
-    return UserError(f"{library} could not {doing}: {reason}; {advice}.")
-
-
-def _parser_error(error: tensorrt.ParserError) -> str:
-    """Its description alone may be no more than "false"."""
-    code: Any = error.code()
-    kind = code.name.lower().replace("_", " ")
-    node = f"{error.node_operator()} {error.node_name()}".strip() if hasattr(error, "node_operator") else ""
-    return f"{node + ', ' if node else ''}{kind}: {error.desc()}"
 
 
 def _size(text: str, shapes: str) -> tuple[int, int]:
@@ -445,6 +337,12 @@ def main(
     )
     if record.int8_convolutions < record.int8_convolutions_meant:
         say("warning: the library computes the others in float, or does not say how", quiet=quiet, json_target="-")
+    if record.flavour == "rtx" and not record.reproducible:
+        say(
+            "note: another build for this range of sizes may differ in a few bytes here (docs/jetson.md)",
+            quiet=quiet,
+            json_target="-",
+        )
     if timing_cache is not None and record.flavour == "rtx":
         say(
             "note: TensorRT-RTX measures nothing at build time; --timing-cache is not used",

@@ -81,6 +81,8 @@ class PlanRecord:
     """What the exporter wrote into the ONNX file."""
     int8_convolutions: int
     int8_convolutions_meant: int
+    reproducible: bool = False
+    """Whether another build gives the same bytes: by TensorRT-RTX, for one size or with fixed addresses."""
     layers: list[Layer] = field(default_factory=list)
     schema: int = SCHEMA
 
