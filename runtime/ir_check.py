@@ -181,7 +181,7 @@ def _growth_fault(file: IrFile, constants: dict[tuple[int, int], _Constant]) -> 
     """An upper estimate of each value's channels and area for one pixel of the input, as for ONNX."""
     sizes: dict[tuple[int, int], tuple[float, float]] = {}
     for layer in file.layers:
-        if layer.kind in _WEIGHT_KEPT and layer.inputs and layer.inputs[0] in constants:
+        if _keeps_weight(layer, constants):
             constants |= dict.fromkeys(((layer.number, port) for port in layer.outputs), constants[layer.inputs[0]])
             continue
         if layer.kind == "Const":
@@ -220,6 +220,21 @@ def _growth_fault(file: IrFile, constants: dict[tuple[int, int], _Constant]) -> 
             return f"its {layer.kind} would make {channels * area:,.0f} elements of every pixel"
         sizes |= dict.fromkeys(((layer.number, port) for port in layer.outputs), (channels, area))
     return None
+
+
+def _keeps_weight(layer: IrLayer, constants: dict[tuple[int, int], _Constant]) -> bool:
+    """Whether a layer gives a stored weight in its own shape: converted, quantized, or scaled, as NNCF stores it."""
+    found = [constants[source] for source in layer.inputs if source in constants]
+    if layer.kind in _WEIGHT_KEPT:
+        return bool(layer.inputs) and layer.inputs[0] in constants
+    if layer.kind not in ("Multiply", "Subtract") or len(found) != len(layer.inputs) or len(found) != 2:
+        return False
+    weight, scale = found[0].shape, found[1].shape
+    return (
+        len(weight) >= 4
+        and len(scale) <= len(weight)
+        and all(s in (1, w) for s, w in zip(scale[::-1], weight[::-1], strict=False))
+    )
 
 
 def _grown(layer: IrLayer, given: list[_Constant | None], channels: float) -> tuple[float, float]:
