@@ -10,6 +10,7 @@ python benchmarks/peak.py ort:gmin_x4.onnx openvino:gmin_x4_int8_openvino.onnx -
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from contextlib import ExitStack, closing
@@ -19,8 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 
 if not __package__:  # started as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-import itertools
 
 import typer
 

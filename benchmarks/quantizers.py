@@ -21,6 +21,7 @@ import typer
 
 from benchmarks.protocol import LATENCY_INPUT, Size, size_from_text
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
+from runtime.engines.opening import CPU_BACKENDS
 from runtime.errors import UserError
 from runtime.files import atomic_write
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from data.sets import ImageSet
     from quantize.patches import Patches
 
-ENGINES = ("ort", "openvino", "openvino-bf16")
-"""Every file is scored and timed in each of these that takes it."""
 MODEL = Path(__file__).resolve().parents[1] / "runtime/models/gmin_x4.onnx"
 NOT_NAMED = (
     "not run: it pins onnx 1.21 and an older ONNX Runtime, so it needs an environment of its own; make one with "
@@ -131,7 +130,7 @@ def measure_all(
     *,
     threads: int,
     rounds: int,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = CPU_BACKENDS,
     quiet: bool = True,
 ) -> list[Row]:
     """Score every file in every engine that takes it, then time all of them in turns; the first candidate is FP32."""
@@ -209,7 +208,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         content["verdict"],
         "",
     ]
-    for engine in ENGINES:
+    for engine in CPU_BACKENDS:
         own = [row for row in rows if row["engine"] == engine and not row["note"]]
         if not own:
             continue
@@ -370,7 +369,7 @@ def main(
     engines: Annotated[
         list[str] | None,
         typer.Option(
-            "--engine", help=f"Where files are scored and timed, besides ort; repeat it. Of {', '.join(ENGINES)}."
+            "--engine", help=f"Where files are scored and timed, besides ort; repeat it. Of {', '.join(CPU_BACKENDS)}."
         ),
     ] = None,
     ours: Annotated[
@@ -408,8 +407,8 @@ def main(
 
     recipes = _chosen(only or [], ours or [], modelopt)
     given = [made_before(path) for path in files or []]
-    if unknown := sorted(set(engines or []) - set(ENGINES)):
-        raise UserError(f"No engine is called {unknown[0]} here; known: {', '.join(ENGINES)}.")
+    if unknown := sorted(set(engines or []) - set(CPU_BACKENDS)):
+        raise UserError(f"No engine is called {unknown[0]} here; known: {', '.join(CPU_BACKENDS)}.")
     measured_at = size_from_text(size) if size else LATENCY_INPUT
     check_quantizable(read_onnx(model), model)
     with closing(OrtEngine(model, device="cpu")) as engine:
@@ -440,7 +439,7 @@ def main(
         measured_at,
         threads=threads,
         rounds=rounds,
-        engines=[name for name in ENGINES if name == ENGINES[0] or not engines or name in engines],
+        engines=[name for name in CPU_BACKENDS if name == CPU_BACKENDS[0] or not engines or name in engines],
         quiet=quiet,
     )
     around = environment(threads)

@@ -3,7 +3,7 @@
 For a range of sizes the builder numbers the sizes that it derives from height and width in an order that follows from
 where its objects lie in memory (docs/decisions/0005-same-plan.md). So they lie in the same places each time: Linux is
 asked not to randomise addresses, Python hashes text by a fixed seed, and the build has a thread, and with it a part of
-the heap, that nothing else has used. On a busy machine one build in some hundred is another one all the same; so the
+the heap, that nothing else has used. On a busy machine one build in hundreds is another one all the same; so the
 plan counts that came twice. A builder that crashes takes no more than this process with it.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.plans import Layer, Profile
 
 MOST_BUILDS = 4
-"""Of one plan; with one build in a hundred unlike the others, a third is seldom needed."""
+"""Of one plan; with one build in hundreds unlike the others, a third is seldom needed."""
 _NO_RANDOMISATION, _QUERY = 0x0040000, 0xFFFFFFFF  # ADDR_NO_RANDOMIZE of <sys/personality.h>; ask without setting
 
 
@@ -38,8 +38,9 @@ def build_apart(
     """As ``build_plan``, in processes of their own; for a range of sizes until the same plan comes a second time.
 
     Returns:
-        the plan, its layers, and whether another build will give the same bytes. For a range of sizes that needs fixed
-        addresses, which Linux may refuse, as in a container with a seccomp filter, and other systems do not have.
+        the plan, its layers, and whether it is for one size or came twice with fixed addresses, so that another build
+        almost always gives the same bytes. Linux may refuse to fix addresses, as in a container with a seccomp filter,
+        and other systems cannot.
 
     Raises:
         UserError: with the reason that the library logged, or with the signal that ended it.

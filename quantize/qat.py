@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 if not __package__:  # started as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -62,12 +62,17 @@ def fine_tune(
         UserError: there are no images, one of them is a benchmark's, or the graph cannot be simulated.
     """
     import numpy as np
-    import torch
+
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("Training needs PyTorch: pip install 'gmin-edge[torch]'.") from error
     from tqdm import tqdm
 
     from model.checkpoint import read_state
     from quantize.search import open_session
     from quantize.simulation import SimulatedGraph
+    from training.log import shown
     from training.loop import train
     from training.processes import joined
     from training.train import gather
@@ -89,13 +94,6 @@ def fine_tune(
         images, validation = gather(options, scale, process, quiet=quiet)
         module = SimulatedGraph(plan, floats, cpu_kernels=options.cpu_kernels == "fp32" and process.device == "cpu")
         with tqdm(total=options.steps, desc="fine-tuning", unit="step", disable=True if quiet else None) as bar:
-
-            def report(entry: dict[str, Any]) -> None:
-                bar.update(entry["step"] - bar.n)
-                if bar.disable or "psnr_y_db" in entry:
-                    words = "  ".join(f"{name} {value:.6g}" for name, value in entry.items())
-                    say(words, quiet=quiet, json_target=json_target)
-
             result = train(
                 module,
                 options,
@@ -105,7 +103,7 @@ def fine_tune(
                 process=process,
                 max_steps=max_steps,
                 teach=None if options.teacher is not None else teach,
-                report=report,
+                report=shown(bar, lambda text: say(text, quiet=quiet, json_target=json_target), options.steps),
             )
         if not (result.finished and process.first):
             return None

@@ -56,7 +56,9 @@ class SimulatedGraph(nn.Module):
             self._constants[tensor.name] = self._keep(torch.from_numpy(numpy_helper.to_array(tensor).copy()))
         unknown = sorted({node.op_type for node in plan.model.graph.node} - set(_OPERATIONS))
         if unknown:
-            raise UserError(f"Training cannot simulate {', '.join(unknown)} of this network; use --effort fast.")
+            raise UserError(
+                f"Training cannot simulate {', '.join(unknown)} of this network; use quantize/ptq.py --effort fast."
+            )
         read = {name for node in plan.model.graph.node if node.name in self._left for name in node.input}
         self._scale = {
             name: self._keep(torch.tensor(float(affine.scale), dtype=torch.float64))
@@ -239,13 +241,13 @@ def _max_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
 
 def _resize(attributes: dict[str, Any], x: Tensor, _roi: Any, _scales: Any, sizes: Tensor) -> Tensor:
     if attributes["mode"] != b"linear":
-        raise UserError("Training simulates bilinear resizing only; use --effort fast.")
+        raise UserError("Training simulates bilinear resizing only; use quantize/ptq.py --effort fast.")
     return torch.nn.functional.interpolate(x, [int(s) for s in sizes[-2:]], mode="bilinear", align_corners=False)
 
 
 def _shuffle(attributes: dict[str, Any], x: Tensor) -> Tensor:
     if attributes.get("mode", b"DCR") != b"CRD":
-        raise UserError("Training simulates the pixel shuffle of PyTorch (CRD) only; use --effort fast.")
+        raise UserError("Training simulates PyTorch's pixel shuffle (CRD) only; use quantize/ptq.py --effort fast.")
     return torch.nn.functional.pixel_shuffle(x, attributes["blocksize"])
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
+from runtime.engines.opening import CPU_BACKENDS, open_engine
 from runtime.errors import UserError
 
 WIDTH, HEIGHT = 160, 90
-ENGINES = ("ort", "openvino", "openvino-bf16")
-"""Where a file for CPUs may run."""
 _ROUNDS, _WARM_UP = 10, 2
 _REST_S = 0.005
 
@@ -36,7 +35,7 @@ class EngineTime:
 
 def time_everywhere(fp32: ModelProto, int8: ModelProto) -> tuple[EngineTime, ...]:
     """Both files in every engine that is installed and takes them, in turns; FP32 in ONNX Runtime first."""
-    entries = [(name, model, engine) for name, model in (("FP32", fp32), ("INT8", int8)) for engine in ENGINES]
+    entries = [(name, model, engine) for name, model in (("FP32", fp32), ("INT8", int8)) for engine in CPU_BACKENDS]
     taken, times = _in_turns([(model, engine) for _, model, engine in entries], skip=True)
     return tuple(
         EngineTime(entries[i][0], entries[i][2], median, ratio) for i, (median, ratio) in zip(taken, times, strict=True)
@@ -60,8 +59,6 @@ def _in_turns(
     entries: Sequence[tuple[ModelProto, str]], *, skip: bool = False
 ) -> tuple[list[int], list[tuple[float, float]]]:
     """Which entries ran, and their times; with ``skip`` an engine that is missing or refuses a file is left out."""
-    from runtime.engines.opening import open_engine
-
     batch = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         engines, taken = [], []

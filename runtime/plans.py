@@ -82,7 +82,8 @@ class PlanRecord:
     int8_convolutions: int
     int8_convolutions_meant: int
     reproducible: bool = False
-    """Whether another build gives the same bytes: by TensorRT-RTX, for one size or with fixed addresses."""
+    """By TensorRT-RTX for one size, or for a range where the plan came twice with fixed addresses: another build gives
+    almost always the same bytes then (docs/decisions/0005-same-plan.md)."""
     layers: list[Layer] = field(default_factory=list)
     schema: int = SCHEMA
 

@@ -65,33 +65,23 @@ def blended_rows(
         UserError: the network gave values that are not finite.
     """
     scale, count = engine.info.scale, Counter(tiling.count, progress)
-    if tiling.count == 1:  # nothing to blend: plane by plane, a sixth of the time
-        with closing(_outputs(engine, lambda batches: infer_each(engine, batches), read, tiling, seconds)) as outputs:
-            output, dtype = next(outputs)
-            started = time.perf_counter()
-            whole = cast(Pixels, cv2.merge(list(_integers(output.copy(), dtype))))
-            seconds.postprocess += time.perf_counter() - started
-            count()
-            yield whole
-        return
     width = tiling.columns[-1] + tiling.width
     down, across = ramps(tiling.rows, tiling.height, scale), ramps(tiling.columns, tiling.width, scale)
-    strip = np.zeros((tiling.height * scale, width * scale, 3), np.float32)
+    strip = np.zeros((3, tiling.height * scale, width * scale), np.float32)  # planes, as the network gives them
     with closing(_outputs(engine, lambda batches: infer_each(engine, batches), read, tiling, seconds)) as outputs:
         for i, top in enumerate(tiling.rows):
             for j, left in enumerate(tiling.columns):
                 output, dtype = next(outputs)
                 started = time.perf_counter()
-                weight = (down[i][:, None] * across[j])[..., None]
-                strip[:, left * scale : (left + tiling.width) * scale] += output.transpose(1, 2, 0) * weight
+                strip[..., left * scale : (left + tiling.width) * scale] += output * (down[i][:, None] * across[j])
                 seconds.postprocess += time.perf_counter() - started
                 count()
             started = time.perf_counter()
             last = i + 1 == len(tiling.rows)
             done = tiling.height if last else tiling.rows[i + 1] - top  # rows that no later tile adds to
-            finished = _integers(strip[: done * scale], dtype)
-            strip[: (tiling.height - done) * scale] = strip[done * scale :]
-            strip[(tiling.height - done) * scale :] = 0
+            finished = cast(Pixels, cv2.merge(list(_integers(strip[:, : done * scale], dtype))))
+            strip[:, : (tiling.height - done) * scale] = strip[:, done * scale :]
+            strip[:, (tiling.height - done) * scale :] = 0
             seconds.postprocess += time.perf_counter() - started
             yield finished
 

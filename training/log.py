@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def shown(bar: Any, tell: Callable[[str], None], steps: int) -> Callable[[dict[str, Any]], None]:
+    """What moves a ``tqdm`` bar by the records of a run, and tells of scores; of every record where no bar is shown."""
+
+    def report(entry: dict[str, Any]) -> None:
+        bar.total = max(steps, entry["step"])
+        bar.update(entry["step"] - bar.n)
+        if bar.disable or "psnr_y_db" in entry:
+            tell("  ".join(f"{name} {value:.6g}" for name, value in entry.items()))
+
+    return report

@@ -124,6 +124,7 @@ def train_from(
     from tqdm import tqdm
 
     from model.registry import describe
+    from training.log import shown
     from training.loop import train
     from training.processes import joined
 
@@ -145,13 +146,6 @@ def train_from(
         if fresh:
             tell(f"Starting fresh, because {options.initial} does not fit there: {', '.join(fresh)}.")
         with tqdm(total=options.steps, desc=options.model, unit="step", disable=True if quiet else None) as bar:
-
-            def report(entry: dict[str, Any]) -> None:
-                bar.total = max(options.steps, entry["step"])
-                bar.update(entry["step"] - bar.n)
-                if bar.disable or "psnr_y_db" in entry:
-                    tell("  ".join(f"{name} {value:.6g}" for name, value in entry.items()))
-
             result = train(
                 module,
                 options,
@@ -161,7 +155,7 @@ def train_from(
                 process=process,
                 max_steps=max_steps,
                 finish_in=finish_in,
-                report=report,
+                report=shown(bar, tell, options.steps),
             )
         return result if process.first else None
 

@@ -53,6 +53,9 @@ BACKENDS: dict[str, Backend] = {
 }
 """Back ends by prefix, in the order in which they are tried for a file; one row and one file add another."""
 
+CPU_BACKENDS = ("ort", "openvino", "openvino-bf16")
+"""Those of them that run a file on a CPU."""
+
 Opener = Callable[..., Engine]
 
 

@@ -182,6 +182,23 @@ def test_what_the_converter_writes_passes_and_gives_the_same_pixels(shipped_ir: 
     np.testing.assert_array_equal(engine.infer(batch), direct)
 
 
+def test_scaled_integer_weights_keep_their_shape(tmp_path: Path) -> None:
+    """As NNCF stores them. Taken for unknown, every convolution would keep the doubled channels of its input."""
+    openvino = pytest.importorskip("openvino")
+    from openvino import opset13 as op
+
+    channels = 12
+    source = op.parameter([1, channels, -1, -1], np.float32)
+    value = source
+    for _ in range(14):
+        stored = op.convert(op.constant(np.ones((channels, 2 * channels, 1, 1), np.int8)), "f32")
+        weights = op.multiply(stored, op.constant(np.full((channels, 1, 1, 1), 0.01, np.float32)))
+        value = op.convolution(op.concat([value, value], 1), weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    openvino.save_model(openvino.Model([value], [source], "scaled"), tmp_path / "scaled.xml", compress_to_fp16=False)
+    assert "Multiply" in (tmp_path / "scaled.xml").read_text()
+    check_ir(tmp_path / "scaled.xml")
+
+
 def test_names_with_signs_of_xml_survive(hostile_ir: dict[str, bytes]) -> None:
     named = generate._ir(("ReLU", {}, [0])).replace(b'name="n"', 'name="a&lt;b &amp; &quot;c&quot; &#10; ü"'.encode())
     checked = check_ir_content(named, b"", "named.xml")
