@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runtime.engines.contract import Engine
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.engines.contract import Engine
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
@@ -55,8 +59,6 @@ BACKENDS: dict[str, Backend] = {
 
 CPU_BACKENDS = ("ort", "openvino", "openvino-bf16")
 """Those of them that run a file on a CPU."""
-
-Opener = Callable[..., Engine]
 
 
 def split_prefix(spec: str) -> tuple[str | None, str]:
@@ -147,7 +149,7 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, 
     key = candidates(spec)[0]
     backend = BACKENDS[key]
     module, attribute = backend.opener.split(":")
-    opener: Opener = getattr(importlib.import_module(module), attribute)
+    opener: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
     extra = {"trusted": trust_engine} if backend.native_code else {}
     engine = opener(model_file(name, key, device), device=device, threads=threads, **dict(backend.options), **extra)
     engine.info = replace(engine.info, engine=spec)
