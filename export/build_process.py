@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_BUILDS = 4
 """Of one plan; with one build in hundreds unlike the others, a third is seldom needed."""
+_NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"
 _NO_RANDOMISATION, _QUERY = 0x0040000, 0xFFFFFFFF  # ADDR_NO_RANDOMIZE of <sys/personality.h>; ask without setting
 
 
@@ -80,10 +81,11 @@ def _build(
     before = personality()
     if before is not None:
         personality(before | _NO_RANDOMISATION)  # of this thread alone, and of what it starts
+    tunables = [part for part in os.environ.get("GLIBC_TUNABLES", "").split(":") if part and "tcache" not in part]
     try:
         process = subprocess.Popen(  # noqa: S603 - our own script
             [sys.executable, str(Path(__file__).resolve())],
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            env={**os.environ, "PYTHONHASHSEED": "0", "GLIBC_TUNABLES": ":".join([*tunables, _NO_THREAD_CACHE])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,6 +128,10 @@ def _answer() -> None:
     import json
     import os
     from dataclasses import asdict
+
+    if hasattr(os, "sched_setaffinity"):  # threads that take turns race less than threads side by side
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
 
     from export.builder import build_plan
     from runtime.errors import UserError

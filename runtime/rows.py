@@ -73,7 +73,9 @@ def blended_rows(
             for j, left in enumerate(tiling.columns):
                 output, dtype = next(outputs)
                 started = time.perf_counter()
-                strip[..., left * scale : (left + tiling.width) * scale] += output * (down[i][:, None] * across[j])
+                ramp = down[i][:, None] * across[j]
+                for plane, values in zip(strip[..., left * scale : (left + tiling.width) * scale], output, strict=True):
+                    cv2.accumulateProduct(values, ramp, plane)
                 seconds.postprocess += time.perf_counter() - started
                 count()
             started = time.perf_counter()

@@ -164,6 +164,7 @@ def _upscaled_colour(
     progress: Progress | None,
 ) -> tuple[Rows, Pixels]:
     """(H, W, 3) to (sH, sW, 3) of the same dtype, stored as BGR, as files want it."""
+    import cv2
 
     def read(top: int, bottom: int) -> Pixels:
         return colour[top:bottom]
@@ -174,14 +175,14 @@ def _upscaled_colour(
         progress=progress,
     )  # fmt: skip
     scale, top = engine.info.scale, 0
-    result = np.empty((height * scale, width * scale, 3), colour.dtype)[..., ::-1]
+    stored = np.empty((height * scale, width * scale, 3), colour.dtype)
     with closing(rows.blocks):  # on an error nothing stays in flight
         for block in rows.blocks:
             started = time.perf_counter()
-            result[top : top + len(block)] = block
+            cv2.cvtColor(block, cv2.COLOR_RGB2BGR, stored[top : top + len(block)])
             top += len(block)
             seconds.postprocess += time.perf_counter() - started
-    return rows, cast(Pixels, result)
+    return rows, cast(Pixels, stored[..., ::-1])
 
 
 @dataclass(frozen=True)
