@@ -2,9 +2,10 @@
 
 For a range of sizes the builder numbers the sizes that it derives from height and width in an order that follows from
 where its objects lie in memory (docs/decisions/0005-same-plan.md). So they lie in the same places each time: Linux is
-asked not to randomise addresses, Python hashes text by a fixed seed, and the build has a thread, and with it a part of
-the heap, that nothing else has used. On a busy machine one build in hundreds is another one all the same; so the
-plan counts that came twice. A builder that crashes takes no more than this process with it.
+asked not to randomise addresses, Python hashes text by a fixed seed, the build has a thread, and with it a part of the
+heap, that nothing else has used, and nothing that depends on the clock reaches that heap: the model comes by a file,
+whose length is known before it is read, and the C library keeps no caches of threads and moves no thresholds. A plan
+counts that came twice all the same. A builder that crashes takes no more than this process with it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 MOST_BUILDS = 4
 """Of one plan; with one build in hundreds unlike the others, a third is seldom needed."""
-_NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"
+_HEAP = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mmap_threshold": "131072"}
+"""Settings of the GNU C library: what another thread frees returns to the heap at once, and what is large has pages of
+its own. Left alone, the library learns from what was freed before what is large."""
 _NO_RANDOMISATION, _QUERY = 0x0040000, 0xFFFFFFFF  # ADDR_NO_RANDOMIZE of <sys/personality.h>; ask without setting
 
 
@@ -67,6 +70,7 @@ def _build(
     import os
     import signal
     import subprocess
+    import tempfile
     from dataclasses import asdict
 
     from runtime.errors import UserError
@@ -81,24 +85,27 @@ def _build(
     before = personality()
     if before is not None:
         personality(before | _NO_RANDOMISATION)  # of this thread alone, and of what it starts
-    tunables = [part for part in os.environ.get("GLIBC_TUNABLES", "").split(":") if part and "tcache" not in part]
-    try:
-        process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(Path(__file__).resolve())],
-            env={**os.environ, "PYTHONHASHSEED": "0", "GLIBC_TUNABLES": ":".join([*tunables, _NO_THREAD_CACHE])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    finally:
-        if before is not None:
-            personality(before)
-    try:
-        reply, said = process.communicate(json.dumps(order).encode() + b"\n" + content)
-    except BaseException:  # interrupted: the builder shall not go on alone
-        process.kill()
-        process.wait()
-        raise
+    heap = ":".join(f"{name}={value}" for name, value in _HEAP.items())
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model.onnx"
+        model.write_bytes(content)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own script
+                [sys.executable, str(Path(__file__).resolve()), str(model)],
+                env={**os.environ, "PYTHONHASHSEED": "0", "GLIBC_TUNABLES": heap},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        finally:
+            if before is not None:
+                personality(before)
+        try:
+            reply, said = process.communicate(json.dumps(order).encode())
+        except BaseException:  # interrupted: the builder shall not go on alone
+            process.kill()
+            process.wait()
+            raise
     if process.returncode < 0:
         raise UserError(
             f"{library} crashed while it built the engine ({signal.Signals(-process.returncode).name}): try a smaller "
@@ -123,15 +130,11 @@ def personality(wanted: int = _QUERY) -> int | None:
     return None if found < 0 else found
 
 
-def _answer() -> None:
-    """Build what stdin says; the answer on stdout is a line of JSON, then the plan."""
+def _answer(model: Path) -> None:
+    """Build what stdin says from a file; the answer on stdout is a line of JSON, then the plan."""
     import json
     import os
     from dataclasses import asdict
-
-    if hasattr(os, "sched_setaffinity"):  # threads that take turns race less than threads side by side
-        allowed = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {allowed[os.getpid() % len(allowed)]})
 
     from export.builder import build_plan
     from runtime.errors import UserError
@@ -141,8 +144,8 @@ def _answer() -> None:
     plan = b""
     with os.fdopen(os.dup(1), "wb") as output:
         os.dup2(2, 1)  # whatever the library prints is no part of the answer
-        order = json.loads(sys.stdin.buffer.readline())
-        content = sys.stdin.buffer.read()
+        order = json.loads(sys.stdin.buffer.read())
+        content = model.read_bytes()
         profile = Profile(**{name: (height, width) for name, (height, width) in order["profile"].items()})
         answer: dict[str, Any]
         try:
@@ -191,4 +194,4 @@ def _in_own_thread(work: Callable[[], tuple[bytes, list[Layer]]]) -> tuple[bytes
 
 
 if __name__ == "__main__":
-    _answer()
+    _answer(Path(sys.argv[1]))

@@ -68,14 +68,11 @@ def files(
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", ["gmin_x4", "lkdn_x4", "bsrn_x4"])
 def test_our_files_build_for_three_generations(name: str, precision: str, files: dict[str, Path], rtx: Flavour) -> None:
-    """One plan holds code for 8.6, 8.9 and 12.0; its height and width are dynamic; GMIN's second build is the same.
-
-    BSRN's INT8 plan once was not, on a loaded machine (docs/decisions/0005-same-plan.md).
-    """
+    """One plan holds code for 8.6, 8.9 and 12.0; its height and width are dynamic; a second build is the same."""
     content = files[f"{name} {precision}"].read_bytes()
     plan, layers, reproducible = build_apart(content, rtx, PROFILE, targets=TARGETS)
     assert reproducible == addresses_can_be_fixed()
-    if reproducible and name == "gmin_x4":
+    if reproducible:
         assert build_apart(content, rtx, PROFILE, targets=TARGETS)[0] == plan
     assert len(plan) > 100_000
     convolutions = [layer for layer in layers if layer.kind == "correlation"]
