@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (layers measured, layers in all)."""
-_LAYOUT = 2  # of the saved state
+_LAYOUT = 3  # of the saved state
 _RANKING_PICTURES = 4
+_SESSIONS, _ROUNDS = 3, 5
+_NOISE = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Sensitivity:
     """Mean squared error of the output on [0, 1] against FP32 that it brings: where only this layer is quantized, or,
     in a flavour that quantizes everything, what giving back this layer alone takes away."""
     psnr_against_fp32_db: float
-    float_ms: float
-    """Its time in the FP32 graph on these pictures, by ONNX Runtime's profiler, with that of the convolutions which it
-    reads where everything is quantized: they cannot stay in 8 bits then. 0 where it was fused away."""
+    float_ms: float | None
+    """Its time in the FP32 graph on these pictures, by ONNX Runtime's profiler, 0 where it was fused away. In a flavour
+    that quantizes everything, by how much the whole file slows down with this layer in float, as there conversions cost
+    more than arithmetic; None where it is too harmless to be timed."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,10 @@ def measure_sensitivities(
     identity = _identity(plan, judge)
     known = _load(state, identity)
     kinds = {node.name: node.op_type for node in plan.model.graph.node}
-    times = remembered_times(plan.model, to_batch(judge.pairs[0].lr)) if len(known) < len(plan.units) else {}
-    if plan.target == "cpu":
-        times = _with_convolutions_read(plan.model, times)
+    times: Mapping[str, float] = {}
+    if plan.target != "cpu" and len(known) < len(plan.units):
+        batch = to_batch(judge.pairs[0].lr)
+        times = remembered_times(plan, f"float {batch.shape}", lambda: float_times(plan.model, batch))
     whole = judge.mse(plan.build()) if plan.target == "cpu" else None
     results = []
     for done, unit in enumerate(plan.units, 1):
@@ -216,35 +221,54 @@ def measure_sensitivities(
                 error = judge.mse(plan.build(set(plan.units) - {unit}))
             else:
                 error = max(whole - judge.mse(plan.build([unit])), 0.0)
-            known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), times.get(unit, 0.0))
+            known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), times.get(unit, 0.0))  # cpu: below
             if state is not None:
                 _save(state, identity, known)
         results.append(known[unit])
         if progress is not None:
             progress(done, len(plan.units))
+    if plan.target == "cpu":
+        worst = worst_layers(results)
+        times = remembered_times(plan, f"slowdown {worst}", lambda: slowdowns(plan, worst))
+        results = [replace(entry, float_ms=times.get(entry.unit)) for entry in results]
     return tuple(results)
 
 
+def worst_layers(sensitivities: Sequence[Sensitivity], share: float = 0.9) -> list[str]:
+    """The fewest layers that together bring ``share`` of the error, worst first."""
+    ranked = sorted(sensitivities, key=lambda s: (-s.mse, s.unit))
+    total = np.cumsum([s.mse for s in ranked])
+    return [s.unit for s in ranked[: int(np.searchsorted(total, share * total[-1])) + 1]]
+
+
 def give_back_order(sensitivities: Sequence[Sensitivity]) -> list[str]:
-    """Layers by error per millisecond, worst first. A layer without a time of its own costs as little as the least."""
-    least = min((s.float_ms for s in sensitivities if s.float_ms > 0), default=1.0)
-    ranked = sorted(sensitivities, key=lambda s: (-s.mse / max(s.float_ms, least), s.unit))
-    return [s.unit for s in ranked]
+    """Layers by error per millisecond, worst first; those that were not timed come last.
+
+    A layer without a time of its own costs as little as the least.
+    """
+    least = min((s.float_ms for s in sensitivities if s.float_ms), default=1.0)
+
+    def rank(s: Sensitivity) -> tuple[bool, float, str]:
+        return s.float_ms is None, -s.mse / (1.0 if s.float_ms is None else max(s.float_ms, least)), s.unit
+
+    return [s.unit for s in sorted(sensitivities, key=rank)]
 
 
-def remembered_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, float]:
-    """``float_times``, measured once on a machine: times differ from run to run, and the same command twice should
-    choose the same layers."""
+def remembered_times(plan: Plan, what: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What ``measure`` finds about a plan, measured once on a machine.
+
+    Times differ from run to run, and the same command twice should choose the same layers.
+    """
     import onnxruntime
 
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
-    digest.update(f"{batch.shape} {onnxruntime.__version__} {processor()}".encode())
+    digest = hashlib.sha256(plan.model.SerializeToString(deterministic=True))
+    digest.update(f"{what} {onnxruntime.__version__} {processor()}".encode())
     path = cache_folder() / "layer_times" / f"{digest.hexdigest()[:32]}.json"
     try:
         known = json.loads(path.read_text("utf-8"))
         return {str(name): float(value) for name, value in known.items()}
     except (OSError, ValueError, AttributeError, TypeError):  # none yet, or half a file
-        times = float_times(model, batch)
+        times = measure()
     with suppress(OSError, UserError):  # a home folder that cannot be written to: measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as stream:
@@ -279,13 +303,30 @@ def float_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, floa
     return {name: float(np.median(runs[1:])) for name, runs in times.items() if len(runs) > 1}
 
 
-def _with_convolutions_read(model: ModelProto, times: Mapping[str, float]) -> dict[str, float]:
-    """To the time of each node that of the convolutions whose results it reads."""
-    made_by = {node.output[0]: node.name for node in model.graph.node if node.op_type == "Conv"}
-    return {
-        node.name: times.get(node.name, 0.0) + sum(times.get(made_by.get(name, ""), 0.0) for name in node.input)
-        for node in model.graph.node
-    }
+def slowdowns(plan: Plan, units: Sequence[str]) -> dict[str, float]:
+    """Milliseconds that the quantized file takes longer with each unit alone in float, in ONNX Runtime, 160×90 pixels.
+
+    In turns, and the median over several pairs of sessions: where a session's memory lies alone changes its time by
+    some percent. At least ``_NOISE`` of the file's time: less cannot be told from nothing.
+    """
+    name = plan.model.graph.input[0].name
+    batch = np.random.default_rng(0).random((1, 3, 90, 160), np.float32)
+
+    def seconds(session: Any) -> float:
+        started = time.perf_counter()
+        session.run(None, {name: batch})
+        return time.perf_counter() - started
+
+    found = {}
+    for unit in units:
+        differences, times = [], []
+        for _ in range(_SESSIONS):
+            pair = [open_session(plan.build(floats)) for floats in ([unit], [])]
+            rounds = np.array([[seconds(session) for session in pair] for _ in range(1 + _ROUNDS)])[1:]
+            differences.append(np.median(rounds[:, 0] - rounds[:, 1]))
+            times.append(np.median(rounds[:, 1]))
+        found[unit] = 1000 * float(max(np.median(differences), _NOISE * np.median(times)))
+    return found
 
 
 def _shortest(at: Callable[[int], Candidate], longest: int, max_drop_db: float) -> int:

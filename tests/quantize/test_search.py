@@ -21,6 +21,8 @@ from quantize.search import (
     open_session,
     remembered_times,
     search,
+    slowdowns,
+    worst_layers,
 )  # fmt: skip
 from quantize.timing import time_in_turns
 from tests.conftest import Script
@@ -122,14 +124,30 @@ def test_times_of_layers_and_of_graphs(tiny: ModelProto, plan: Plan, few: Patche
     assert ratio > 0
 
 
-def test_times_are_measured_once_on_a_machine(tiny: ModelProto, few: Patches, tmp_path: Path) -> None:
-    batch = next(few.batches())
-    first = remembered_times(tiny, batch)
-    assert remembered_times(tiny, batch) == first  # measured again they would differ in some digit
+def test_times_are_measured_once_on_a_machine(plan: Plan, few: Patches, tmp_path: Path) -> None:
+    def remembered() -> dict[str, float]:
+        return remembered_times(plan, "float", lambda: float_times(plan.model, next(few.batches())))
+
+    first = remembered()
+    assert remembered() == first  # measured again they would differ in some digit
     (kept,) = (tmp_path / "user-cache").rglob("*.json")
     kept.write_text('{"first": "half a fi')
-    assert remembered_times(tiny, batch).keys() == first.keys()
+    assert remembered().keys() == first.keys()
     assert json.loads(kept.read_text()).keys() == first.keys()
+    assert remembered_times(plan, "other", dict) == {}
+
+
+def test_a_layer_in_float_costs_what_the_whole_file_loses(plan: Plan) -> None:
+    """At least the share that cannot be told from noise."""
+    found = slowdowns(plan, plan.units[:2])
+    assert found.keys() == set(plan.units[:2])
+    assert all(ms > 0 for ms in found.values())
+
+
+def test_only_what_hurts_is_timed_and_the_rest_comes_last() -> None:
+    made = [Sensitivity(name, "Conv", mse, 0, ms) for name, mse, ms in (("a", 5, 5.0), ("b", 4, 1.0), ("c", 1, None))]
+    assert worst_layers(made) == ["a", "b"]
+    assert give_back_order(made) == ["b", "a", "c"]
 
 
 def test_two_searches_choose_the_same_layers(plan: Plan, judge: Judge) -> None:
