@@ -82,13 +82,13 @@ def _build(
         "targets": targets,
         "workspace_mib": workspace_mib,
     }
-    before = personality()
-    if before is not None:
-        personality(before | _NO_RANDOMISATION)  # of this thread alone, and of what it starts
     heap = ":".join(f"{name}={value}" for name, value in _HEAP.items())
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.onnx"
         model.write_bytes(content)
+        before = personality()
+        if before is not None:
+            personality(before | _NO_RANDOMISATION)  # of this thread alone, and of what it starts
         try:
             process = subprocess.Popen(  # noqa: S603 - our own script
                 [sys.executable, str(Path(__file__).resolve()), str(model)],

@@ -23,6 +23,7 @@ from onnx import ModelProto
 from data.metrics import psnr_y
 from data.sets import Pair, from_batch, to_batch
 from quantize.plan import Plan
+from quantize.timing import HEIGHT, WIDTH
 from runtime.environment import processor
 from runtime.errors import UserError
 from runtime.files import atomic_write, cache_folder
@@ -221,13 +222,14 @@ def measure_sensitivities(
                 error = judge.mse(plan.build(set(plan.units) - {unit}))
             else:
                 error = max(whole - judge.mse(plan.build([unit])), 0.0)
-            known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), times.get(unit, 0.0))  # cpu: below
+            float_ms = times.get(unit, 0.0) if whole is None else None
+            known[unit] = Sensitivity(unit, kinds[unit], error, decibels(error), float_ms)
             if state is not None:
                 _save(state, identity, known)
         results.append(known[unit])
         if progress is not None:
             progress(done, len(plan.units))
-    if plan.target == "cpu":
+    if whole is not None:
         worst = worst_layers(results)
         times = remembered_times(plan, f"slowdown {worst}", lambda: slowdowns(plan, worst))
         results = [replace(entry, float_ms=times.get(entry.unit)) for entry in results]
@@ -304,13 +306,13 @@ def float_times(model: ModelProto, batch: NDArray[np.float32]) -> dict[str, floa
 
 
 def slowdowns(plan: Plan, units: Sequence[str]) -> dict[str, float]:
-    """Milliseconds that the quantized file takes longer with each unit alone in float, in ONNX Runtime, 160×90 pixels.
+    """Milliseconds that the quantized file takes longer with each unit alone in float, in ONNX Runtime.
 
     In turns, and the median over several pairs of sessions: where a session's memory lies alone changes its time by
     some percent. At least ``_NOISE`` of the file's time: less cannot be told from nothing.
     """
     name = plan.model.graph.input[0].name
-    batch = np.random.default_rng(0).random((1, 3, 90, 160), np.float32)
+    batch = np.random.default_rng(0).random((1, 3, HEIGHT, WIDTH), np.float32)
 
     def seconds(session: Any) -> float:
         started = time.perf_counter()
