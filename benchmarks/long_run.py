@@ -1,7 +1,7 @@
 """One process, hundreds of pictures: does memory stay flat, and how much of the bare engine's speed is left?
 
 python benchmarks/long_run.py --pictures 500 --size 64x48 --vary
-python benchmarks/long_run.py --pictures 24 --size 320x180 --engine openvino-bf16:gmin_x4
+python benchmarks/long_run.py --pictures 24 --size 320x180 --engine openvino-bf16:gmin_x4 --format jpg
 
 Pictures are cut from the shipped photo. The bare engine sees the same batches, without files, before and after the run.
 """
@@ -15,7 +15,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 if not __package__:  # started as a file: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -34,6 +34,7 @@ def main(
     pictures: Annotated[int, typer.Option(min=2, help="How many pictures.")] = 500,
     size: Annotated[str, typer.Option(metavar="WxH", help="Of each picture, at most 448x288.")] = "64x48",
     vary: Annotated[bool, typer.Option("--vary", help="Sides between half of the size and the size.")] = False,
+    format_: Annotated[Literal["png", "jpg"], typer.Option("--format", help="Of pictures and results.")] = "png",
     engine: Annotated[str, typer.Option(help="Engine, as for runtime/infer.py.")] = "gmin_x4",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference.")] = None,
     json_target: JsonOption = None,
@@ -48,7 +49,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         report = long_run(
             Path(folder), engine, count=pictures, width=int(match[1]), height=int(match[2]), vary=vary, threads=threads,
-            quiet=quiet,
+            ending=f".{format_}", quiet=quiet,
         )  # fmt: skip
     write_json({"schema": 1, **report}, json_target)
     shown = {key: value for key, value in report.items() if key not in ("engine", "resident_mb")}
@@ -64,9 +65,12 @@ def long_run(
     height: int,
     vary: bool = False,
     threads: int | None = None,
+    ending: str = ".png",
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Run ``count`` pictures of at most ``width`` × ``height`` pixels through an engine, in an empty folder.
+
+    Pictures and results are files of the format of ``ending``.
 
     Returns:
         "bare_seconds" of the engine alone (mean of before and after), "folder_seconds", "share_of_bare", the resident
@@ -93,11 +97,11 @@ def long_run(
     for i in range(count):
         h, w = (int(random.integers(max(16, n // 2), n + 1)) if vary else n for n in (height, width))
         top, left = int(random.integers(0, 300 - h)), int(random.integers(0, 451 - w))
-        write_picture(folder / f"in/{i:05}.png", Picture(photo[top : top + h, left : left + w]))
+        write_picture(folder / f"in/{i:05}{ending}", Picture(photo[top : top + h, left : left + w]))
     opened, _ = open_fastest(engine, threads=threads)
     options = Options()
     with closing(opened):
-        plan = plan_folders([folder / "in"], folder / "out", label=f"x{opened.info.scale}", ending=".png")
+        plan = plan_folders([folder / "in"], folder / "out", label=f"x{opened.info.scale}", ending=ending)
 
         def bare() -> float:
             """Seconds of the engine alone, as the bench of latency asks it: prepared, one picture after the other."""

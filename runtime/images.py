@@ -17,6 +17,7 @@ from runtime.errors import UserError
 from runtime.files import replacing
 from runtime.headers import DEFAULT_BUDGET, Header, check_budget, picture_kind, read_header
 from runtime.picture_check import png_fault
+from runtime.png_file import png_parts
 from runtime.tiff_tags import ICC_PROFILE, ORIENTATION, XMP, add_tags, exif_of, read_directory, set_upright
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -170,66 +171,69 @@ def write_picture(path: Path, picture: Picture, *, quality: int | None = None) -
     Raises:
         UserError: unknown ending, transparency in a format that has none, or the file cannot be written.
     """
-    import cv2
-
     kind = check_output_format(path, alpha=picture.alpha is not None)
-    pixels: Any = picture.colour[..., ::-1]
+    pixels: Any = picture.colour
     if picture.grey and picture.alpha is None:
-        pixels = np.ascontiguousarray(pixels[..., 0])
+        pixels = pixels[..., 0]
     if picture.alpha is not None:
         pixels = np.dstack((pixels, picture.alpha))
     if pixels.dtype == np.uint16 and kind not in _DEEP:
         pixels = np.rint(pixels / 257).astype(np.uint8)
-    flag = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}.get(kind)
-    options = [] if flag is None else [flag, quality or QUALITIES[kind]]
-    if kind == "PNG":
-        options = _png_options(pixels)
     metadata = dict(picture.metadata)
     if _ICC in metadata and (metadata[_ICC][16:20] == b"GRAY") != (pixels.ndim == 2):
         del metadata[_ICC]  # a profile for grey on colour pixels, or the reverse, makes a file that readers refuse
-    inside = dict(metadata) if kind in ("PNG", "JPEG", "WebP") else {}
+    with replacing(path) as temporary:
+        try:
+            if kind == "PNG":
+                blobs = {
+                    name: metadata.get(part, b"") for part, name in ((_EXIF, "exif"), (_ICC, "icc"), (_XMP, "xmp"))
+                }
+                with temporary.open("wb") as stream:
+                    stream.writelines(png_parts(pixels, **blobs))
+            else:
+                _write_by_opencv(temporary, pixels, kind, metadata, quality, path)
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {(error.strerror or str(error)).lower()}.") from error
+
+
+def _write_by_opencv(
+    file: Path, pixels: Any, kind: str, metadata: dict[int, bytes], quality: int | None, shown: Path
+) -> None:
+    """Write grey, RGB or RGBA pixels; ``shown`` is the path that messages name.
+
+    Raises:
+        UserError: JPEG has no room for the metadata, or the encoder refuses.
+    """
+    import cv2
+
+    flag = {"JPEG": cv2.IMWRITE_JPEG_QUALITY, "WebP": cv2.IMWRITE_WEBP_QUALITY}.get(kind)
+    options = [] if flag is None else [flag, quality or QUALITIES[kind]]
+    inside = dict(metadata) if kind in ("JPEG", "WebP") else {}
     if kind == "JPEG" and _XMP in inside:
         inside[_XMP] = _XMP_IN_JPEG + inside[_XMP]
     for part, name in ((_EXIF, "EXIF"), (_XMP, "XMP")):
         if kind == "JPEG" and len(inside.get(part, b"")) > _JPEG_METADATA_BYTES:
             raise UserError(
-                f"{path} cannot hold the {len(inside[part])} bytes of {name} of the source, a JPEG has room for 64 kB: "
-                "write another format, or leave them out with --strip-metadata."
+                f"{shown} cannot hold the {len(inside[part])} bytes of {name} of the source, a JPEG has room for 64 kB:"
+                " write another format, or leave them out with --strip-metadata."
             )
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     pixels = np.ascontiguousarray(pixels)
-    with replacing(path) as temporary:
-        try:
-            written = (
-                cv2.imwriteWithMetadata(
-                    str(temporary), pixels, list(inside), [np.frombuffer(b, np.uint8) for b in inside.values()], options
-                )
-                if inside
-                else cv2.imwrite(str(temporary), pixels, options)
+    try:
+        written = (
+            cv2.imwriteWithMetadata(
+                str(file), pixels, list(inside), [np.frombuffer(b, np.uint8) for b in inside.values()], options
             )
-        except cv2.error as error:
-            raise UserError(f"Cannot write {path}: {error.err or error}.") from error
-        if not written:
-            raise UserError(f"Cannot write {path}: the {kind} encoder refused {pixels.shape[1]}x{pixels.shape[0]}.")
-        if kind == "TIFF" and metadata:
-            add_tags(temporary, exif=metadata.get(_EXIF, b""), icc=metadata.get(_ICC, b""), xmp=metadata.get(_XMP, b""))
-
-
-def _png_options(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> list[int]:
-    """How a PNG is packed: OpenCV's way for drawings and screens, where most pixels are like their neighbours.
-
-    For 17 photographs the average filter with Huffman codes alone took 0.67 to 0.95 of the time of OpenCV's differences
-    and run lengths (median 0.76), and 0.89 to 1.16 of the bytes (0.94); with run lengths 16 bits gain more.
-    """
-    import cv2
-
-    sample = pixels[::16]
-    if np.count_nonzero(sample[:, 1:] == sample[:, :-1]) > sample.size / 2:
-        return []
-    deep = pixels.dtype == np.uint16
-    return [
-        *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE if deep else cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
-        *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG),
-    ]
+            if inside
+            else cv2.imwrite(str(file), pixels, options)
+        )
+    except cv2.error as error:
+        raise UserError(f"Cannot write {shown}: {error.err or error}.") from error
+    if not written:
+        raise UserError(f"Cannot write {shown}: the {kind} encoder refused {pixels.shape[1]}x{pixels.shape[0]}.")
+    if kind == "TIFF" and metadata:
+        add_tags(file, exif=metadata.get(_EXIF, b""), icc=metadata.get(_ICC, b""), xmp=metadata.get(_XMP, b""))
 
 
 def without_metadata(picture: Picture) -> Picture:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -30,6 +30,7 @@ InferEach = Callable[[Iterable[Batch]], Generator[Batch, None, None]]
 """As ``runtime.engines.contract.infer_each`` with an engine."""
 Progress = Callable[[int, int], None]
 """Called with (tiles done, tiles in all)."""
+_BAND = 32
 
 
 @dataclass
@@ -65,6 +66,15 @@ def blended_rows(
         UserError: the network gave values that are not finite.
     """
     scale, count = engine.info.scale, Counter(tiling.count, progress)
+    if tiling.count == 1:  # nothing to blend
+        with closing(_outputs(engine, lambda batches: infer_each(engine, batches), read, tiling, seconds)) as outputs:
+            output, dtype = next(outputs)
+            started = time.perf_counter()
+            finished = _pixels(output, dtype)
+            seconds.postprocess += time.perf_counter() - started
+            count()
+            yield finished
+        return
     width = tiling.columns[-1] + tiling.width
     down, across = ramps(tiling.rows, tiling.height, scale), ramps(tiling.columns, tiling.width, scale)
     strip = np.zeros((3, tiling.height * scale, width * scale), np.float32)  # planes, as the network gives them
@@ -81,7 +91,7 @@ def blended_rows(
             started = time.perf_counter()
             last = i + 1 == len(tiling.rows)
             done = tiling.height if last else tiling.rows[i + 1] - top  # rows that no later tile adds to
-            finished = cast(Pixels, cv2.merge(list(_integers(strip[:, : done * scale], dtype))))
+            finished = _pixels(strip[:, : done * scale], dtype)
             strip[:, : (tiling.height - done) * scale] = strip[:, done * scale :]
             strip[:, (tiling.height - done) * scale :] = 0
             seconds.postprocess += time.perf_counter() - started
@@ -115,7 +125,7 @@ def cut_rows(
                 core = output[
                     :, (first - top) * scale : (end - top) * scale, (start - left) * scale : (stop - left) * scale
                 ]
-                finished[:, start * scale : stop * scale] = _integers(core.transpose(1, 2, 0), dtype)
+                finished[:, start * scale : stop * scale] = _pixels(core, dtype)
                 seconds.postprocess += time.perf_counter() - started
                 count()
             assert finished is not None, "a row of tiles has at least one"
@@ -228,10 +238,14 @@ def within_memory(engine: Engine, height: int, width: int) -> Iterator[None]:
         ) from error
 
 
-def _integers(values: NDArray[np.float32], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Pixels:
-    """Scale, round and clamp floats in place, as integers of ``dtype``."""
-    peak = np.iinfo(dtype).max
-    np.multiply(values, peak, out=values)
-    np.rint(values, out=values)
-    np.clip(values, 0, peak, out=values)
-    return cast(Pixels, values.astype(dtype))
+def _pixels(planes: NDArray[np.float32], dtype: np.dtype[np.uint8] | np.dtype[np.uint16]) -> Pixels:
+    """(3, H, W) floats in [0, 1], scaled, rounded and clamped, as (H, W, 3) integers of ``dtype``."""
+    peak: Any = np.iinfo(dtype).max  # a number, which OpenCV's type hints do not know of
+    kind = cv2.CV_8U if dtype == np.uint8 else cv2.CV_16U
+    _, height, width = planes.shape
+    pixels = np.empty((height, width, 3), dtype)
+    for top in range(0, height, _BAND):  # few rows at a time, which stay in the cache between the two steps
+        bottom = top + _BAND
+        channels = [cv2.multiply(plane[top:bottom], peak, dtype=kind) for plane in planes]
+        cv2.merge(channels, pixels[top:bottom])
+    return cast(Pixels, pixels)

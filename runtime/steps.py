@@ -25,7 +25,7 @@ from runtime.images import (
 from runtime.rows import Progress
 from runtime.upscale import DEFAULT_OVERLAP, TilingMode, Upscaled, default_tile, upscale
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 """Part of every options hash: raise it when the same options give other bytes."""
 
 

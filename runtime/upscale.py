@@ -163,8 +163,7 @@ def _upscaled_colour(
     seconds: Seconds,
     progress: Progress | None,
 ) -> tuple[Rows, Pixels]:
-    """(H, W, 3) to (sH, sW, 3) of the same dtype, stored as BGR, as files want it."""
-    import cv2
+    """(H, W, 3) to (sH, sW, 3) of the same dtype."""
 
     def read(top: int, bottom: int) -> Pixels:
         return colour[top:bottom]
@@ -175,14 +174,19 @@ def _upscaled_colour(
         progress=progress,
     )  # fmt: skip
     scale, top = engine.info.scale, 0
-    stored = np.empty((height * scale, width * scale, 3), colour.dtype)
+    whole: Pixels | None = None
     with closing(rows.blocks):  # on an error nothing stays in flight
         for block in rows.blocks:
+            if len(block) == height * scale:
+                return rows, block
             started = time.perf_counter()
-            cv2.cvtColor(block, cv2.COLOR_RGB2BGR, stored[top : top + len(block)])
+            if whole is None:
+                whole = cast(Pixels, np.empty((height * scale, width * scale, 3), colour.dtype))
+            whole[top : top + len(block)] = block
             top += len(block)
             seconds.postprocess += time.perf_counter() - started
-    return rows, cast(Pixels, stored[..., ::-1])
+    assert whole is not None, "a picture has at least one row of tiles"
+    return rows, whole
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,13 @@ class OpenVinoEngine:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""
         if self._takes_pixels:
             return through_pixels(self.infer_pixels, batch)
-        return np.array(self._request(batch.shape).infer({0: batch})[0], np.float32)  # the request owns its output
+        request = self._request(batch.shape)
+        return np.array(request.infer({0: batch}, share_outputs=True)[0], np.float32)  # the request owns its output
 
     def infer_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, H, W, 3) to (N, scale·H, scale·W, 3), for a file that holds the pre- and post-processing."""
-        return np.array(self._request(pixels.shape).infer({0: pixels})[0], np.uint8)
+        request = self._request(pixels.shape)
+        return np.array(request.infer({0: pixels}, share_outputs=True)[0], np.uint8)
 
     def open_part(self, content: bytes, shape: tuple[int, ...]) -> Callable[[Feeds], NDArray[np.float32]]:
         """Load a part of this file from memory, compiled for pictures of ``shape``."""
@@ -114,7 +116,10 @@ class OpenVinoEngine:
         request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
         def run(feeds: Feeds) -> NDArray[np.float32]:
-            return np.array(request.infer({name or first: value for name, value in feeds.items()})[0], np.float32)
+            return np.array(
+                request.infer({name or first: value for name, value in feeds.items()}, share_outputs=True)[0],
+                np.float32,
+            )
 
         return run
 
