@@ -19,10 +19,11 @@ from export import to_onnx, to_tensorrt
 from quantize import lint, ptq, qat
 from runtime import doctor, infer
 from runtime.command_line import new_app, run
-from training import train
+from training import restart, train
 
 app = new_app("GMIN super-resolution from a checkpoint to INT8 on edge devices.")
 app.command("train")(train.main)
+app.command("restart")(restart.main)
 app.command("export")(to_onnx.main)
 app.command("build")(to_tensorrt.main)
 app.command("quantize")(ptq.main)

@@ -26,7 +26,7 @@ from runtime.files import atomic_write
 from training.log import Log
 from training.optimizers import make_optimizer
 from training.options import TrainingOptions
-from training.processes import Process
+from training.processes import Process, keep_freed_memory
 from training.samples import Crops, TrainingImage
 
 _LAYOUT = 1  # of the checkpoint file
@@ -93,16 +93,6 @@ class Run:
         torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)
-
-    def score(self, images: Sequence[TrainingImage]) -> float:
-        """Mean PSNR on luma in dB of the averaged weights over whole images, by the project's scoring protocol."""
-        scores = []
-        with torch.inference_mode():
-            for image in images:
-                batch = torch.from_numpy(to_batch(image.lr)).to(self.process.device, memory_format=self.layout)
-                result = from_batch(self.average(batch).float().cpu().numpy())
-                scores.append(psnr_y(result, image.hr, crop=image.hr.shape[0] // image.lr.shape[0]))
-        return float(np.mean(scores))
 
     def save(self, path: Path) -> None:
         """Write everything needed to go on as if nothing had happened."""
@@ -190,6 +180,8 @@ def train(
     if options.batch % process.world:
         raise UserError(f"The batch of {options.batch} does not divide among {process.world} processes.")
     torch.set_flush_denormal(True)  # the tails of the momenta are denormal numbers, which a CPU adds slowly
+    if process.device == "cpu":
+        keep_freed_memory()
     run = Run(model, options, process)
     checkpoint = options.output / "checkpoint.pt"
     options.output.mkdir(parents=True, exist_ok=True)
@@ -250,7 +242,7 @@ def train(
                     )
                 record(loss=round(loss, 6), learning_rate=options.rate(run.step - 1))
             if process.first and validation and (run.step % options.validate_every == 0 or last):
-                psnr = run.score(validation)
+                psnr = score(run.average, validation, device=process.device, layout=run.layout)
                 record(psnr_y_db=round(psnr, 4))
                 if run.best is None or psnr > run.best:
                     run.best = psnr
@@ -263,6 +255,23 @@ def train(
     if log is not None:
         log.close()
     return TrainingResult(run.step, psnr, run.best, run.step >= options.steps)
+
+
+def score(
+    network: nn.Module,
+    images: Sequence[TrainingImage],
+    *,
+    device: str = "cpu",
+    layout: torch.memory_format = torch.channels_last,
+) -> float:
+    """Mean PSNR on luma in dB over whole images, by the project's scoring protocol."""
+    scores = []
+    with torch.inference_mode():
+        for image in images:
+            batch = torch.from_numpy(to_batch(image.lr)).to(device, memory_format=layout)
+            result = from_batch(network(batch).float().cpu().numpy())
+            scores.append(psnr_y(result, image.hr, crop=image.hr.shape[0] // image.lr.shape[0]))
+    return float(np.mean(scores))
 
 
 def load_fitting(model: nn.Module, path: Path) -> list[str]:
