@@ -2,7 +2,10 @@
 
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +20,9 @@ from runtime.images import Picture, read_picture, write_picture
 from tests.conftest import ROOT
 
 
-def opencv(content: bytes) -> np.ndarray:
+def opencv(content: bytes) -> Any:
     """Pixels in the order of the file, as OpenCV reads them."""
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels.ndim == 2:
         return pixels
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
@@ -40,8 +43,8 @@ def test_every_kind_of_pixels_comes_back(
     random = np.random.default_rng(height * 71 + width)
     top = 65536 if deep else 256
     shape = (height, width) if samples == 1 else (height, width, samples)
-    pixels = np.full(shape, top - 1) if flat else random.integers(0, top, shape)
-    pixels = pixels.astype(np.uint16 if deep else np.uint8)
+    values = np.full(shape, top - 1) if flat else random.integers(0, top, shape)
+    pixels: Any = values.astype(np.uint16 if deep else np.uint8)
     before, png_file._BAND_BYTES = png_file._BAND_BYTES, band
     try:
         content = b"".join(png_file.png_parts(pixels))
@@ -83,10 +86,8 @@ def test_photographs_are_no_larger_than_opencv_makes_them() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    from contextlib import contextmanager
-
     @contextmanager
-    def full(path: Path):
+    def full(path: Path) -> Iterator[Path]:
         yield Path("/dev/full")
 
     monkeypatch.setattr("runtime.images.replacing", full)
