@@ -30,6 +30,8 @@ from training.processes import Process, keep_freed_memory
 from training.samples import Crops, TrainingImage
 
 _LAYOUT = 1  # of the checkpoint file
+COLLAPSE_DB = 0.5
+"""A score so far under the best one of its run means that the network has unlearnt, which a finite loss hides."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Run:
         self._forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if options.compile else parallel
 
     def learn(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
-        """One step on one batch; returns the loss of this process's share of it, a scalar on the device."""
+        """One step on one batch; returns the loss of this process's share of it and the L2 norm of the gradient of
+        all processes before it is clipped, (2,) on the device.
+        """
         rate = self.options.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -81,10 +85,12 @@ class Run:
             loss = (1 - share) * loss + share * F.l1_loss(result, target.to(device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        longest = self.options.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), float("inf") if longest is None else longest)
         self.optimizer.step()
         self._follow()
         self.step += 1
-        return loss.detach()
+        return torch.stack((loss.detach(), norm))
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -157,8 +163,9 @@ def train(
     """Train ``model`` until ``options.steps``, resuming what is in ``options.output``.
 
     Writes there ``checkpoint.pt`` (to resume from), ``ema.safetensors`` and ``best.safetensors`` (averaged weights, at
-    the last save and of the best validation score), ``log.jsonl`` and ``options.json``. SIGTERM and SIGINT save and
-    return after the running step.
+    the last save and of the best validation score, with the checkpoint ``best.pt``), ``log.jsonl`` and
+    ``options.json``. SIGTERM and SIGINT save and return after the running step. A run whose score falls by
+    ``COLLAPSE_DB`` goes back to its best checkpoint and ends.
 
     Args:
         model: (N, 3, H, W) float32 RGB in [0, 1] to (N, 3, scale·H, scale·W); may be wrapped, for instance by fake
@@ -174,7 +181,8 @@ def train(
         report: called with each record of the log, on the first process.
 
     Raises:
-        UserError: the batch does not divide, the checkpoint in the folder is of another run, or the loss is lost.
+        UserError: the batch does not divide, the checkpoint in the folder is of another run, or the loss or the score
+            is lost.
     """
     process = process or Process()
     if options.batch % process.world:
@@ -183,7 +191,7 @@ def train(
     if process.device == "cpu":
         keep_freed_memory()
     run = Run(model, options, process)
-    checkpoint = options.output / "checkpoint.pt"
+    checkpoint, best_checkpoint = options.output / "checkpoint.pt", options.output / "best.pt"
     options.output.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_file():
         run.load(checkpoint)
@@ -192,6 +200,8 @@ def train(
     if finish_in is not None:
         options = run.options = options.finishing(run.step, finish_in)
     process.wait()  # nobody writes before all have read
+    if process.first and run.best is not None and not best_checkpoint.is_file():
+        run.save(best_checkpoint)  # the checkpoint was brought from elsewhere: go back to it if need be
     end = options.steps if max_steps is None else min(options.steps, run.step + max_steps)
     crops = Crops(images, scale=scale, patch=options.patch, batch=options.batch, seed=options.seed)
     log = None
@@ -200,7 +210,7 @@ def train(
             stream.write(options.to_json().encode())
         log = Log(options.output, step=run.step, tensorboard=options.tensorboard)
     psnr: float | None = None
-    losses: list[Tensor] = []
+    learnt: list[Tensor] = []
     clock = time.monotonic()
 
     def record(**values: float) -> None:
@@ -228,25 +238,41 @@ def train(
         while run.step < end:
             batch = upcoming.result()
             upcoming = cut(run.step + 1)  # the next crops are cut, and taught, while this step runs
-            losses.append(run.learn(*batch))
+            learnt.append(run.learn(*batch))
             now = time.monotonic()
             run.seconds, clock = run.seconds + now - clock, now
             last = run.step == end
             if run.step % options.log_every == 0 or last:
-                loss = process.mean(float(torch.stack(losses).mean()))
-                losses.clear()
+                losses, norms = torch.stack(learnt).unbind(1)
+                learnt.clear()
+                loss = process.mean(float(losses.mean()))
                 if not np.isfinite(loss):
                     raise UserError(
                         f"The loss is {loss} at step {run.step}: the run diverged. Resume it from the last checkpoint "
                         f"with a lower --learning-rate than {options.learning_rate}."
                     )
-                record(loss=round(loss, 6), learning_rate=options.rate(run.step - 1))
-            if process.first and validation and (run.step % options.validate_every == 0 or last):
-                psnr = score(run.average, validation, device=process.device, layout=run.layout)
-                record(psnr_y_db=round(psnr, 4))
-                if run.best is None or psnr > run.best:
-                    run.best = psnr
-                    run.write_weights(options.output / "best.safetensors", psnr)
+                record(
+                    loss=round(loss, 6),
+                    learning_rate=options.rate(run.step - 1),
+                    highest_gradient_norm=round(float(norms.max()), 5),
+                )
+            if validation and (run.step % options.validate_every == 0 or last):
+                if process.first:
+                    psnr = score(run.average, validation, device=process.device, layout=run.layout)
+                    record(psnr_y_db=round(psnr, 4))
+                    if run.best is None or psnr > run.best:
+                        run.best = psnr
+                        run.write_weights(options.output / "best.safetensors", psnr)
+                        run.save(best_checkpoint)
+                if process.any(psnr is not None and run.best is not None and not psnr >= run.best - COLLAPSE_DB):
+                    fallen = f"from {run.best or 0:.2f} to {psnr or 0:.2f} dB by step {run.step}"
+                    run.load(best_checkpoint)
+                    save()
+                    raise UserError(
+                        f"The score on the held-out images fell {fallen}: the network has unlearnt. {checkpoint} is back "
+                        f"at step {run.step}, the best one; resume it with a lower --learning-rate than "
+                        f"{options.learning_rate}, or with clip_norm."
+                    )
             stopping = process.any(stop.requested)
             if run.step % options.save_every == 0 or last or stopping:
                 save()

@@ -47,6 +47,8 @@ class TrainingOptions:
     optimizer: Literal["adan", "adamw"] = "adan"
     learning_rate: float = 5e-3
     weight_decay: float = 0.0
+    clip_norm: float | None = None
+    """Gradients longer than this, in the L2 norm over all weights, are shortened to it; the log has the longest ones."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the fall to ``final_rate`` over the last ``decay_steps`` steps."""
     warmup_steps: int = 1000
@@ -87,6 +89,8 @@ class TrainingOptions:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate must be above 0, got {self.learning_rate}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm must be above 0, got {self.clip_norm}.")
         if not 0 <= self.teacher_share <= 1:
             raise UserError(f"teacher_share must lie between 0 and 1, got {self.teacher_share}.")
         if not 0 <= self.ema < 1:

@@ -75,8 +75,8 @@ def main(
 ) -> None:
     """Train a super-resolution network, alone or under torchrun.
 
-    Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, final_rate
-    and channels_last only there.
+    Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, clip_norm,
+    final_rate and channels_last only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}

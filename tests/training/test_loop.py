@@ -191,6 +191,32 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path: Path) -> Non
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
 
 
+def test_a_run_that_unlearns_goes_back_to_its_best_checkpoint(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"steps": 100, "ema": 0.5, "save_every": 1, "validate_every": 10}
+    best = run(tmp_path, max_steps=10, **changes).psnr_y_db
+    with pytest.raises(UserError, match=r"fell from .* unlearnt.*--learning-rate"):
+        run(tmp_path, **changes, learning_rate=1.0)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (kept["step"], kept["best"]) == (10, best)
+    again = run(tmp_path, max_steps=10, **changes)
+    assert again.step == 20
+    assert again.psnr_y_db > best - 0.5
+
+
+def test_clipping_shortens_a_gradient_and_the_log_has_its_length(tmp_path: Path) -> None:
+    def norms(folder: str, **changes: Any) -> list[float]:
+        run(tmp_path / folder, optimizer="adamw", **changes)
+        return [entry["highest_gradient_norm"] for entry in read_log(tmp_path / folder / "log.jsonl")[:1]]
+
+    (longest,) = norms("plain")
+    norms("loose", clip_norm=2 * longest + 10)
+    assert norms("tight", clip_norm=longest / 100) != [0.0]
+    norms("again", clip_norm=longest / 100)
+    assert same_weights(tmp_path / "plain", tmp_path / "loose")
+    assert same_weights(tmp_path / "tight", tmp_path / "again")
+    assert not same_weights(tmp_path / "plain", tmp_path / "tight")
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path, max_steps=1)
     with pytest.raises(UserError, match=r"checkpoint\.pt"):
