@@ -55,9 +55,15 @@ KERNELS(v8, 3)
 KERNELS(v8, 5)
 KERNELS(v8, 7)
 
+#ifdef __AVX512F__
+#define WIDE(c) ((c) % 16 == 0)
+#else
+#define WIDE(c) 0 /* seven taps of two registers each would not stay in the sixteen that there are */
+#endif
+
 #define CHOOSE(name, k, c)                                                                                            \
-    ((c) % 16 == 0 ? ((k) == 3 ? name##_v16_3 : (k) == 5 ? name##_v16_5 : name##_v16_7)                               \
-                   : ((k) == 3 ? name##_v8_3 : (k) == 5 ? name##_v8_5 : name##_v8_7))
+    (WIDE(c) ? ((k) == 3 ? name##_v16_3 : (k) == 5 ? name##_v16_5 : name##_v16_7)                                     \
+             : ((k) == 3 ? name##_v8_3 : (k) == 5 ? name##_v8_5 : name##_v8_7))
 
 /* out = bias + w * in; bias may be NULL. */
 void depthwise_forward(const float *in, const float *w, const float *bias, float *out, float *padded, int height,

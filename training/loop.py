@@ -269,8 +269,8 @@ def train(
                     run.load(best_checkpoint)
                     save()
                     raise UserError(
-                        f"The score on the held-out images fell {fallen}: the network has unlearnt. {checkpoint} is back "
-                        f"at step {run.step}, the best one; resume it with a lower --learning-rate than "
+                        f"The score on the held-out images fell {fallen}: the network has unlearnt. {checkpoint} is "
+                        f"back at step {run.step}, the best one; resume it with a lower --learning-rate than "
                         f"{options.learning_rate}, or with clip_norm."
                     )
             stopping = process.any(stop.requested)

@@ -48,7 +48,7 @@ class TrainingOptions:
     learning_rate: float = 5e-3
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    """Gradients longer than this, in the L2 norm over all weights, are shortened to it; the log has the longest ones."""
+    """Gradients longer than this, in the L2 norm over all weights, are shortened to it; the log has the longest."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the fall to ``final_rate`` over the last ``decay_steps`` steps."""
     warmup_steps: int = 1000
