@@ -78,7 +78,7 @@ def fine_tune(
     from training.train import gather
 
     if options.cpu_kernels == "bf16":
-        raise UserError("An INT8 graph is not trained in bfloat16: cpu_kernels is torch or fp32 here.")
+        raise UserError("An INT8 graph is not trained in bfloat16: cpu_kernels is torch, fp32 or auto here.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     session = open_session(reference)
@@ -92,7 +92,8 @@ def fine_tune(
     with joined() as process:
         quiet = quiet or not process.first
         images, validation = gather(options, scale, process, quiet=quiet)
-        module = SimulatedGraph(plan, floats, cpu_kernels=options.cpu_kernels == "fp32" and process.device == "cpu")
+        fast = options.cpu_kernels != "torch" and process.device == "cpu"
+        module = SimulatedGraph(plan, floats, cpu_kernels=fast)
         with tqdm(total=options.steps, desc="fine-tuning", unit="step", disable=True if quiet else None) as bar:
             result = train(
                 module,

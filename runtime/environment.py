@@ -85,6 +85,14 @@ def sums_overflow() -> bool:
     return "avx2" in features and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(features)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this is an x86 processor that has bfloat16 products; others make them of slower instructions.
+
+    Only Linux tells; elsewhere False.
+    """
+    return bool({"avx512_bf16", "amx_bf16"} & set(_features(_cpuinfo())))
+
+
 @dataclass(frozen=True)
 class ProcessorTime:
     """Seconds of processor time since the start: of this process, of all, and those that the hypervisor kept."""

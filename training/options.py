@@ -72,8 +72,9 @@ class TrainingOptions:
     """Faster wherever it was measured; a CPU step takes 0.4 of the time."""
     compile: bool = False
     """``torch.compile``; on a CPU it gains nothing on GMIN and costs minutes at the start."""
-    cpu_kernels: Literal["torch", "fp32", "bf16"] = "torch"
-    """fp32: compiled depth-wise kernels, a step takes 0.6 of the time; bf16: 1×1 products in bfloat16 too, 0.45."""
+    cpu_kernels: Literal["torch", "fp32", "bf16", "auto"] = "torch"
+    """fp32: compiled depth-wise kernels, a step takes 0.6 of the time; bf16: 1×1 products in bfloat16 too, 0.45;
+    auto: the fastest that the machine has, which on a GPU is torch."""
     threads: int | None = None
     """CPU threads of each process; None leaves it to PyTorch."""
 

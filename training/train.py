@@ -64,7 +64,7 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Of the crops and of fresh weights.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16 (autocast, for GPUs).")] = None,
     compile_: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
-    cpu_kernels: Annotated[str | None, typer.Option(help="torch, fp32 or bf16: faster steps on a CPU.")] = None,
+    cpu_kernels: Annotated[str | None, typer.Option(help="torch, fp32, bf16 or auto: faster steps on a CPU.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each process.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between log lines.")] = None,
     validate_every: Annotated[int | None, typer.Option(help="Steps between scores on held-out images.")] = None,
@@ -140,9 +140,9 @@ def train_from(
         images, validation = gather(options, network.scale, process, quiet=quiet)
         pixels = sum(image.hr.shape[0] * image.hr.shape[1] for image in images)
         tell(f"{len(images)} images, {pixels / 1e6:.1f} megapixels; {len(validation)} held out.")
-        if options.cpu_kernels != "torch" and process.device != "cpu":
+        if options.cpu_kernels not in ("torch", "auto") and process.device != "cpu":
             raise UserError(f"There is a GPU here, where cpu_kernels {options.cpu_kernels} do not run; use torch.")
-        module, fresh = build(options)
+        module, fresh = build(options, process.device)
         if fresh:
             tell(f"Starting fresh, because {options.initial} does not fit there: {', '.join(fresh)}.")
         with tqdm(total=options.steps, desc=options.model, unit="step", disable=True if quiet else None) as bar:
@@ -218,14 +218,15 @@ def gather(
     return images, [load(path) for path in held_out]
 
 
-def build(options: TrainingOptions) -> tuple[nn.Module, list[str]]:
-    """The network that ``options`` name, and which of its layers the initial weights do not fill.
+def build(options: TrainingOptions, device: str = "cpu") -> tuple[nn.Module, list[str]]:
+    """The network that ``options`` name, to be trained on ``device``, and which layers the initial weights do not fill.
 
     Initial weights are of no use to a run that has a checkpoint, and are not read.
     """
     import torch
 
     from model.registry import create
+    from runtime.environment import multiplies_bfloat16
     from training.loop import load_fitting
 
     torch.manual_seed(options.seed)
@@ -233,12 +234,15 @@ def build(options: TrainingOptions) -> tuple[nn.Module, list[str]]:
     fresh: list[str] = []
     if options.initial is not None and not (options.output / "checkpoint.pt").is_file():
         fresh = load_fitting(module, options.initial)
-    if options.cpu_kernels != "torch":
+    kernels: str = options.cpu_kernels
+    if kernels == "auto":
+        kernels = "torch" if device != "cpu" else "bf16" if multiplies_bfloat16() else "fp32"
+    if kernels != "torch":
         from training.depthwise import with_fast_depthwise
         from training.pointwise import with_bfloat16_pointwise
 
         with_fast_depthwise(module)
-        if options.cpu_kernels == "bf16":
+        if kernels == "bf16":
             with_bfloat16_pointwise(module)
     return module, fresh
 

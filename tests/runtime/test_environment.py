@@ -92,6 +92,14 @@ def test_sums_of_8_bit_products_overflow_without_vnni(
     assert environment.sums_overflow() is overflow
 
 
+@pytest.mark.parametrize(("flags", "has"), [("avx2 avx512f avx512_bf16", True), ("avx2 avx512f", False)])
+def test_bfloat16_products_are_an_instruction_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, flags: str, has: bool
+) -> None:
+    monkeypatch.setattr(environment, "_text", {"/proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\n"}.get)
+    assert environment.multiplies_bfloat16() is has
+
+
 def test_an_arm_board_has_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "_text", {"/proc/cpuinfo": ARM}.get)
     assert not environment.sums_overflow()

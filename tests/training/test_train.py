@@ -15,7 +15,7 @@ from safetensors import safe_open
 from runtime.errors import UserError
 from training.log import read_log
 from training.options import TrainingOptions
-from training.train import train_from
+from training.train import build, train_from
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training" / "train.py"
@@ -28,6 +28,17 @@ SMALL = [
 def call(*arguments: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_auto_takes_the_fastest_kernels_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kinds(device: str, *, bfloat16: bool) -> set[str]:
+        monkeypatch.setattr("runtime.environment.multiplies_bfloat16", lambda: bfloat16)
+        network, _ = build(TrainingOptions(Path("unused"), cpu_kernels="auto"), device)
+        return {type(module).__name__ for module in network.modules()} & {"FastDepthwise", "Bfloat16Pointwise"}
+
+    assert kinds("cpu", bfloat16=True) == {"FastDepthwise", "Bfloat16Pointwise"}
+    assert kinds("cpu", bfloat16=False) == {"FastDepthwise"}
+    assert kinds("cuda", bfloat16=True) == set()
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
