@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -152,14 +153,13 @@ def label_of(network: str) -> str:
 
 def entries(plan: Plan) -> list[Entry]:
     """What a plan measures on this machine, GMIN FP32 in ONNX Runtime first: everything is held against it."""
-    from runtime.engines.opening import BACKENDS, MODELS, installed
+    from runtime.engines.opening import BACKENDS, installed
 
-    here = Path.cwd()  # reports are passed on: as little of this machine in them as can be
-    folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
+    refused = refusals()
     files = [
-        Entry(label, "gmin_x4", f"{backend}:{folder / file}", "file", file, target)
-        for label, backend, file, target in _FILES
-        if installed(BACKENDS[backend]) and (MODELS / file).is_file()
+        Entry(label, "gmin_x4", spec, "file", file, target)
+        for spec, (label, _, file, target) in _file_specs().items()
+        if spec not in refused
     ]
     if not files or files[0].spec is None or not files[0].spec.startswith("ort:"):
         raise UserError("The report needs ONNX Runtime and the shipped models: pip install 'gmin-edge[report]'.")
@@ -180,9 +180,36 @@ def entries(plan: Plan) -> list[Entry]:
         )
         for name in plan.int8
         for target, (backend, library) in TARGETS.items()
-        if installed(BACKENDS[backend])
+        if installed(BACKENDS[backend]) and not any(spec.endswith(f"{ENDINGS[target]}.onnx") for spec in refused)
     ]
     return [*files, *networks, *int8, Entry("Bicubic", "bicubic", "bicubic", "floor")]
+
+
+def _file_specs() -> dict[str, tuple[str, str, str, Target | None]]:
+    """The rows of ``_FILES`` whose file and back end are here, by ENGINE."""
+    from runtime.engines.opening import BACKENDS, MODELS, installed
+
+    here = Path.cwd()  # reports are passed on: as little of this machine in them as can be
+    folder = MODELS.relative_to(here) if MODELS.is_relative_to(here) else MODELS
+    return {
+        f"{row[1]}:{folder / row[2]}": row
+        for row in _FILES
+        if installed(BACKENDS[row[1]]) and (MODELS / row[2]).is_file()
+    }
+
+
+@functools.cache
+def refusals() -> dict[str, str]:
+    """Why a back end refuses shipped files on this processor, by ENGINE; the report leaves those out and says so."""
+    from runtime.engines.opening import open_engine
+
+    found = {}
+    for spec in _file_specs():
+        try:
+            open_engine(spec).close()
+        except UserError as refusal:
+            found[spec] = str(refusal)
+    return found
 
 
 def has_weights(name: str) -> bool:

@@ -199,14 +199,20 @@ def joined(*payloads: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def default_engines() -> tuple[list[tuple[str, str]], str]:
     """What is compared when nothing is named, as (ENGINE, name of the network), and why on this back end."""
-    from runtime.engines.opening import MODELS, candidates, model_file, split_prefix
+    from runtime.engines.opening import MODELS, candidates, model_file, open_engine, split_prefix
     from runtime.selection import open_fastest
 
     file = str(MODELS / "gmin_x4.onnx")
     engine, reason = open_fastest(file)
     engine.close()
     backend = split_prefix(engine.info.engine)[0] or candidates(file)[0]
-    ours = [("GMIN FP32", MODELS / "gmin_x4.onnx"), ("GMIN INT8", model_file("gmin_x4", backend))]
+    ours = [("GMIN FP32", MODELS / "gmin_x4.onnx")]
+    quantized = model_file("gmin_x4", backend)
+    try:
+        open_engine(f"{backend}:{quantized}").close()
+        ours.append(("GMIN INT8", quantized))
+    except UserError as refusal:
+        reason += f"; without GMIN INT8: {refusal}"
     theirs = [(f"{backend}:{name}_x4", f"{name.upper()} FP32") for name in ("lkdn", "bsrn", "hnct")]
     return [*((f"{backend}:{_near(path)}", label) for label, path in ours), *theirs], reason
 

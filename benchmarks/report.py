@@ -79,7 +79,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
     Raises:
         UserError: ONNX Runtime or PyTorch, the shipped models or an image set is missing.
     """
-    from benchmarks.comparison import measure_rows, verdict
+    from benchmarks.comparison import measure_rows, refusals, verdict
     from benchmarks.complexity import PROTOCOL as COUNTING
     from benchmarks.latency import NOISY
     from benchmarks.latency import PROTOCOL as TIMING
@@ -103,6 +103,12 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
         runs=plan.profile_runs,
     )
     noisy = [row for row in rows if row.median_ms and row.p90_ms and row.p90_ms > NOISY * row.median_ms]
+    warnings = [f"Left out: {reason}" for reason in dict.fromkeys(refusals().values())]
+    if noisy:
+        warnings.append(
+            f"The machine was busy: for {len(noisy)} of the timed engines the slowest tenth of the runs took over "
+            f"{NOISY} times the median. Ratios compare runs of the same moment and hold better than milliseconds."
+        )
     return Report(
         command=command,
         quick=plan.quick,
@@ -121,12 +127,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
             "Cost": COUNTING,
             "Time": f"{TIMING}; {plan.size} pixels in, {plan.rounds} rounds",
         },
-        warnings=(
-            f"The machine was busy: for {len(noisy)} of the timed engines the slowest tenth of the runs took over "
-            f"{NOISY} times the median. Ratios compare runs of the same moment and hold better than milliseconds.",
-        )
-        if noisy
-        else (),
+        warnings=tuple(warnings),
         weights=_checkpoint(MODELS / "gmin_x4.onnx"),
     )
 

@@ -140,7 +140,9 @@ def candidates(spec: str) -> list[str]:
 def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, trust_engine: bool = False) -> Engine:
     """Open an engine on the first back end that can run it here (``runtime.selection`` measures instead).
 
-    ``trust_engine`` vouches for a TensorRT plan that was not built on this machine.
+    The name of a shipped model means the file made for the back end or, where that is refused on this processor, the
+    FP32 file; ``info.fallback`` then says so. ``trust_engine`` vouches for a TensorRT plan that was not built on this
+    machine.
 
     Raises:
         UserError: as ``candidates``, or the back end refuses the file.
@@ -151,6 +153,17 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, 
     module, attribute = backend.opener.split(":")
     opener: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
     extra = {"trusted": trust_engine} if backend.native_code else {}
-    engine = opener(model_file(name, key, device), device=device, threads=threads, **dict(backend.options), **extra)
+
+    def opened(path: Path) -> Engine:
+        return opener(path, device=device, threads=threads, **dict(backend.options), **extra)
+
+    file, plain = model_file(name, key, device), MODELS / f"{name}.onnx"
+    try:
+        engine = opened(file)
+    except UserError as refusal:
+        if not is_shipped(name) or file == plain:
+            raise
+        engine = opened(plain)
+        engine.info = replace(engine.info, fallback=f"{plain.name}, because {str(refusal).rstrip('.')}")
     engine.info = replace(engine.info, engine=spec)
     return engine

@@ -15,6 +15,7 @@ from data.sets import downscale, to_batch
 from model.hnct import Hnct
 from quantize.patches import load_patches
 from runtime.engines.opening import BACKENDS, installed
+from runtime.engines.openvino_check import computes_rightly
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,9 @@ def test_hnct_goes_through_export_and_every_flavour_at_any_size(
     path, _ = exported.quantized("hnct_x4", target, load_patches(str(patch_folder), 4, 3))
     assert label == RANDOM
     assert path.stat().st_size < source.stat().st_size
-    backends = ["ort", *(["openvino"] if target == "openvino" and installed(BACKENDS["openvino"]) else [])]
+    backends = ["ort"]
+    if target == "openvino" and installed(BACKENDS["openvino"]) and computes_rightly(signed=False):
+        backends.append("openvino")  # elsewhere it refuses the file
     batch = to_batch(downscale(photo, 4))
     for backend in backends:
         engines = [open_any(f"{backend}:{file}", 4, threads=1) for file in (source, path)]

@@ -35,7 +35,8 @@ def test_upscales_with_the_shipped_file_and_says_how(script: Script, small: Path
     assert Image.open(result["output"]).size == (384, 256)
     assert (result["tiles"], result["exact"]) == (1, True)
     assert set(result["seconds"]) == {"load", "preprocess", "means", "inference", "postprocess"}
-    assert report["engine"]["precision"].startswith("int8")
+    engine = report["engine"]
+    assert engine["precision"].startswith("int8") or "no VNNI" in engine["fallback"]
     assert report["chosen"]
     assert "engine" in done.stderr, "what is for people must not be mixed into the JSON"
 

@@ -11,10 +11,14 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import comparison
+from benchmarks.latency import default_engines
+from runtime.engines.opening import open_engine
 from runtime.environment import environment
 from tests.conftest import Script
 
@@ -68,7 +72,7 @@ def test_the_known_answer_says_what_happens_to_pictures(isa: str) -> None:
         assert not found["unsigned_right"]
 
 
-def test_without_vnni_quantized_files_are_refused_and_the_choice_goes_round_openvino(
+def test_without_vnni_quantized_files_are_refused_and_the_name_of_a_model_means_its_fp32_file(
     script: Script, tmp_path: Path
 ) -> None:
     target = tmp_path / "large.png"
@@ -79,11 +83,32 @@ def test_without_vnni_quantized_files_are_refused_and_the_choice_goes_round_open
     assert "no VNNI" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not target.exists()
-    done = script("runtime/infer.py", photo, "--engine", "gmin_x4", "-o", target, "--json", "-",
-                  ONEDNN_MAX_CPU_ISA=OLD)  # fmt: skip
-    report = json.loads(done.stdout)
-    assert report["engine"]["backend"].startswith("ONNX Runtime")
-    assert "only one that takes this file" in report["chosen"]
+    for engine in ("gmin_x4", "openvino:gmin_x4"):
+        done = script("runtime/infer.py", photo, "--engine", engine, "-o", target, "--json", "-",
+                      ONEDNN_MAX_CPU_ISA=OLD)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["engine"]
+    assert found["backend"].startswith("OpenVINO")
+    assert found["precision"] == "fp32"
+    assert found["fallback"].startswith("gmin_x4.onnx, because ")
+    assert "no VNNI" in found["fallback"]
+
+
+def test_without_vnni_the_comparisons_leave_quantized_files_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.engines.openvino_check.computes_rightly", lambda *, signed: False)  # a fake processor
+    monkeypatch.setattr(comparison, "has_weights", lambda _name: True)
+    chosen = open_engine(f"openvino:{MODELS / 'gmin_x4.onnx'}")
+    monkeypatch.setattr("runtime.selection.open_fastest", lambda _: (chosen, "it was the fastest"))
+    comparison.refusals.cache_clear()
+    try:
+        specs = [entry.spec or "" for entry in comparison.entries(replace(comparison.QUICK, int8=("lkdn_x4",)))]
+        engines, reason = default_engines()
+    finally:
+        comparison.refusals.cache_clear()
+    assert not [spec for spec in specs if spec.endswith(("_int8_openvino.onnx", "_int8_openvino"))]
+    assert [spec for spec in specs if spec.endswith("gmin_x4_int8_cpu.onnx")]
+    assert "GMIN INT8" not in [label for _, label in engines]
+    assert "no VNNI" in reason
 
 
 def test_without_amx_signed_files_are_refused_and_others_run(script: Script, tmp_path: Path) -> None:
