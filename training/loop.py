@@ -267,6 +267,7 @@ def train(
                 if process.any(psnr is not None and run.best is not None and not psnr >= run.best - COLLAPSE_DB):
                     fallen = f"from {run.best or 0:.2f} to {psnr or 0:.2f} dB by step {run.step}"
                     run.load(best_checkpoint)
+                    psnr = run.best
                     save()
                     raise UserError(
                         f"The score on the held-out images fell {fallen}: the network has unlearnt. {checkpoint} is "

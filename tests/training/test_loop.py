@@ -198,6 +198,8 @@ def test_a_run_that_unlearns_goes_back_to_its_best_checkpoint(tmp_path: Path) ->
         run(tmp_path, **changes, learning_rate=1.0)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (kept["step"], kept["best"]) == (10, best)
+    with safe_open(tmp_path / "ema.safetensors", framework="numpy") as file:
+        assert (file.metadata()["steps"], file.metadata()["validation_psnr_y_db"]) == ("10", f"{best:.4f}")
     again = run(tmp_path, max_steps=10, **changes)
     assert again.step == 20
     assert again.psnr_y_db > best - 0.5
