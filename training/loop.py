@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -301,21 +302,45 @@ def score(
     return float(np.mean(scores))
 
 
-def load_fitting(model: nn.Module, path: Path) -> list[str]:
-    """Load the tensors of ``path`` whose name and shape fit, and return the names of those that stay fresh.
+def load_fitting(model: nn.Module, path: Path, *, scale: int | None = None) -> list[str]:
+    """Load the tensors of ``path`` that fit, and return the names of those that stay fresh.
 
-    For fine-tuning another scale: everything but the last convolution fits.
+    A last convolution of another scale becomes one whose pixels are the means over their areas in the old ones': an x2
+    network begins as the x4 network whose result is halved.
+
+    Args:
+        model: to be filled.
+        path: a checkpoint.
+        scale: of ``model``; without it only what has the same shape fits.
 
     Raises:
         UserError: the file cannot be read or nothing in it fits.
     """
-    state = read_state(path)
     own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    fitting = {}
+    for key, value in read_state(path).items():
+        if key not in own:
+            continue
+        if scale is not None and own[key].shape != value.shape and len(own[key]) == 3 * scale**2:
+            value = _of_scale(value, scale)
+        if own[key].shape == value.shape:
+            fitting[key] = value
     if not fitting:
         raise UserError(f"Nothing in {path} fits the network to be trained.")
     model.load_state_dict(fitting, strict=False)
     return [key for key in own if key not in fitting]
+
+
+def _of_scale(tensor: Tensor, scale: int) -> Tensor:
+    """(3·r², …), weights or biases in front of a pixel shuffle by r, for a shuffle by ``scale``; others as they are."""
+    before = math.isqrt(len(tensor) // 3)
+    if len(tensor) != 3 * before**2:
+        return tensor
+    ends, old_ends = torch.arange(scale + 1) / scale, torch.arange(before + 1) / before
+    overlap = torch.minimum(ends[1:, None], old_ends[1:]) - torch.maximum(ends[:-1, None], old_ends[:-1])
+    share = (overlap * scale).clamp(min=0).to(tensor)  # (scale, r), each row sums to 1
+    grid = tensor.unflatten(0, (3, before, before))
+    return torch.einsum("iy,jx,cyx...->cij...", share, share, grid).flatten(0, 2)
 
 
 class Stop:

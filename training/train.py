@@ -225,7 +225,7 @@ def build(options: TrainingOptions, device: str = "cpu") -> tuple[nn.Module, lis
     """
     import torch
 
-    from model.registry import create
+    from model.registry import create, describe
     from runtime.environment import multiplies_bfloat16
     from training.loop import load_fitting
 
@@ -233,7 +233,7 @@ def build(options: TrainingOptions, device: str = "cpu") -> tuple[nn.Module, lis
     module = create(options.model)
     fresh: list[str] = []
     if options.initial is not None and not (options.output / "checkpoint.pt").is_file():
-        fresh = load_fitting(module, options.initial)
+        fresh = load_fitting(module, options.initial, scale=describe(options.model).scale)
     kernels: str = options.cpu_kernels
     if kernels == "auto":
         kernels = "torch" if device != "cpu" else "bf16" if multiplies_bfloat16() else "fp32"

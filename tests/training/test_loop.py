@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from data.sets import downscale
 from model.checkpoint import load_checkpoint, read_state, save_checkpoint
@@ -230,12 +231,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_another_scale_starts_from_all_but_the_last_layer(tmp_path: Path) -> None:
+def test_another_scale_starts_from_the_means_of_the_larger_picture(tmp_path: Path) -> None:
     source = network(4)
     save_checkpoint(source.state_dict(), tmp_path / "x4.safetensors", metadata={})
     target = Gmin(2, width=16, modules=1)
     assert load_fitting(target, tmp_path / "x4.safetensors") == ["tail.weight", "tail.bias"]
     assert torch.equal(target.head.weight, source.head.weight)
+    x = torch.rand(1, 3, 6, 7)
+    for scale in (2, 3):
+        smaller = Gmin(scale, width=16, modules=1)
+        assert load_fitting(smaller, tmp_path / "x4.safetensors", scale=scale) == []
+        result, larger = smaller(x), source(x)
+        assert torch.allclose(F.avg_pool2d(result, scale), F.avg_pool2d(larger, 4), atol=1e-5)
+        assert scale == 3 or torch.allclose(result, F.avg_pool2d(larger, 2), atol=1e-5)
     deeper = Gmin(4, width=16, modules=2)
     fresh = load_fitting(deeper, tmp_path / "x4.safetensors")
     assert "body.1.egsfn.expand.weight" in fresh
