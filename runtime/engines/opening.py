@@ -164,6 +164,7 @@ def open_engine(spec: str, *, device: str = "auto", threads: int | None = None, 
         if not is_shipped(name) or file == plain:
             raise
         engine = opened(plain)
-        engine.info = replace(engine.info, fallback=f"{plain.name}, because {str(refusal).rstrip('.')}")
+        reason = refusal.reason or str(refusal).rstrip(".")
+        engine.info = replace(engine.info, fallback=f"{plain.name}, because {reason}")
     engine.info = replace(engine.info, engine=spec)
     return engine

@@ -39,10 +39,8 @@ def check_eight_bits(path: Path, model: Any) -> None:
     if not quantizers:
         return
     if not computes_rightly(signed=False):
-        raise UserError(
-            f"{path} is quantized, and OpenVINO's 8-bit sums overflow on this processor, which has no VNNI: "
-            "use ONNX Runtime (ort:), or the FP32 file."
-        )
+        reason = "OpenVINO's 8-bit sums overflow on this processor, which has no VNNI"
+        raise UserError(f"{path} is quantized, and {reason}: use ONNX Runtime (ort:), or the FP32 file.", reason=reason)
     stored = {
         reader.get_node().get_output_element_type(0).get_type_name()
         for node in quantizers
