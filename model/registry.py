@@ -117,7 +117,7 @@ _SMFANET_NOTE = "Keep the pixel normalisation (its 1e-12 vanishes in float16) an
 _NETWORKS: dict[str, Network] = {
     network.name: network
     for network in (
-        *(_gmin(f"gmin_x{s}", s, weights="gmin_x4.safetensors" if s == 4 else None) for s in (2, 3, 4)),
+        *(_gmin(f"gmin_x{s}", s, weights=f"gmin_x{s}.safetensors") for s in (2, 3, 4)),
         *(_gmin(f"gmin_l_x{s}", s, modules=9) for s in (2, 3, 4)),
         *(_gmin(f"gmin_{label}_x{s}", s, **o) for label, o in _GMIN_ABLATIONS.items() for s in (2, 3, 4)),
         *_published(

@@ -41,6 +41,12 @@ def test_a_folder_without_any_data(script: Script, patch_folder: Path, tmp_path:
     assert mean == pytest.approx(result["bicubic"]["psnr_y_db"], abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_smaller_scales(script: Script, patch_folder: Path, scale: int) -> None:
+    result = scores(script, "bicubic", f"gmin_x{scale}", "--set", patch_folder, "--scale", scale)
+    assert result[f"gmin_x{scale}"]["psnr_y_db"] > result["bicubic"]["psnr_y_db"] + 1.2
+
+
 def test_the_table_says_the_protocol(script: Script, patch_folder: Path) -> None:
     done = script("benchmarks/accuracy.py", "bicubic", "--set", patch_folder, "--scale", 2)
     assert done.returncode == 0, done.stderr
@@ -52,7 +58,7 @@ def test_the_table_says_the_protocol(script: Script, patch_folder: Path) -> None
     [
         (["bicubic", "--set", "Set15"], "neither a folder nor one of"),
         ([MODELS / "gmin_x4.onnx", "--scale", "3", "--set", ROOT / "data"], "upscales by 4, not by 3"),
-        (["gmin_x2", "--scale", "2", "--set", ROOT / "data"], "No weights of gmin_x2"),
+        (["gmin_l_x2", "--scale", "2", "--set", ROOT / "data"], "No weights of gmin_l_x2"),
     ],
 )
 def test_mistakes(script: Script, arguments: list[object], message: str) -> None:
