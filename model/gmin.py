@@ -119,17 +119,18 @@ class GatedSpatialFeedForward(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The plain feed-forward layers that the paper compares EGSFN with: FFN, GLU-FFN and Conv-FFN."""
+    """The plain layers that the paper compares EGSFN with: FFN, GLU-FFN and Conv-FFN; bounded as that is."""
 
-    def __init__(self, width: int, kind: Literal["ffn", "glu_ffn", "conv_ffn"]) -> None:
+    def __init__(self, width: int, kind: Literal["ffn", "glu_ffn", "conv_ffn"], bound: float) -> None:
         super().__init__()
+        self.bound = bound
         self.gated = kind == "glu_ffn"
         self.expand = nn.Conv2d(width, 2 * width, 1)
         self.local = depthwise(2 * width, 3) if kind == "conv_ffn" else nn.Identity()
         self.project: nn.Module = nn.Conv2d(width if self.gated else 2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.local(self.expand(x))  # (N, 2C, H, W)
+        x = self.local(self.expand(x)).clamp(-self.bound, self.bound)  # (N, 2C, H, W)
         if self.gated:
             u, w = x.chunk(2, dim=1)
             return self.project(F.gelu(u) * w)
@@ -164,7 +165,9 @@ class Gmim(nn.Module):
         self.residual = residual
         self.sml = SpatialMixingLayer(width, sau, mixer)
         self.egsfn = (
-            GatedSpatialFeedForward(width, bound) if feed_forward == "egsfn" else FeedForward(width, feed_forward)
+            GatedSpatialFeedForward(width, bound)
+            if feed_forward == "egsfn"
+            else FeedForward(width, feed_forward, bound)
         )
 
     def forward(self, x: Tensor) -> Tensor:

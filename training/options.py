@@ -37,7 +37,10 @@ class TrainingOptions:
     """Folder for decoded images, LR images and teacher targets, made once and mapped into memory by all processes of
     a machine; None keeps HR and LR images in the memory of each process."""
     initial: Path | None = None
-    """Checkpoint to start from; layers that do not fit (another scale) start fresh and are named."""
+    """Checkpoint to start from; layers that do not fit start fresh and are named."""
+    initialization: Literal["torch", "unit"] = "torch"
+    """Fresh weights: PyTorch's own, or for GMIN and its variants those of ``training/initialization.py``, with which a
+    short training learns more."""
 
     steps: int = 1_000_000
     batch: int = 64
@@ -98,6 +101,8 @@ class TrainingOptions:
             raise UserError(f"ema must be at least 0 and below 1, got {self.ema}.")
         if self.cpu_kernels != "torch" and (self.precision != "fp32" or self.compile):
             raise UserError("cpu_kernels go with precision fp32 and without compile.")
+        if self.initialization != "torch" and self.initial is not None:
+            raise UserError("initial and initialization contradict each other: give one.")
         if self.patterns < 0 or (self.patterns and self.cache is None):
             raise UserError("patterns must not be negative, and they are kept in the cache: name one with --cache.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):

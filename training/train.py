@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 training/train.py --config training/recipes/paper_x4
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,7 +77,7 @@ def main(
     """Train a super-resolution network, alone or under torchrun.
 
     Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, clip_norm,
-    final_rate and channels_last only there.
+    initialization, final_rate and channels_last only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}
@@ -142,7 +143,7 @@ def train_from(
         tell(f"{len(images)} images, {pixels / 1e6:.1f} megapixels; {len(validation)} held out.")
         if options.cpu_kernels not in ("torch", "auto") and process.device != "cpu":
             raise UserError(f"There is a GPU here, where cpu_kernels {options.cpu_kernels} do not run; use torch.")
-        module, fresh = build(options, process.device)
+        module, fresh = build(options, process.device, images)
         if fresh:
             tell(f"Starting fresh, because {options.initial} does not fit there: {', '.join(fresh)}.")
         with tqdm(total=options.steps, desc=options.model, unit="step", disable=True if quiet else None) as bar:
@@ -218,10 +219,13 @@ def gather(
     return images, [load(path) for path in held_out]
 
 
-def build(options: TrainingOptions, device: str = "cpu") -> tuple[nn.Module, list[str]]:
+def build(
+    options: TrainingOptions, device: str = "cpu", images: Sequence[TrainingImage] = ()
+) -> tuple[nn.Module, list[str]]:
     """The network that ``options`` name, to be trained on ``device``, and which layers the initial weights do not fill.
 
-    Initial weights are of no use to a run that has a checkpoint, and are not read.
+    Initial weights are of no use to a run that has a checkpoint, and are not read. ``images`` are what the
+    initialization "unit" looks at.
     """
     import torch
 
@@ -232,8 +236,15 @@ def build(options: TrainingOptions, device: str = "cpu") -> tuple[nn.Module, lis
     torch.manual_seed(options.seed)
     module = create(options.model)
     fresh: list[str] = []
-    if options.initial is not None and not (options.output / "checkpoint.pt").is_file():
-        fresh = load_fitting(module, options.initial, scale=describe(options.model).scale)
+    scale = describe(options.model).scale
+    begun = (options.output / "checkpoint.pt").is_file()
+    if options.initial is not None and not begun:
+        fresh = load_fitting(module, options.initial, scale=scale)
+    if options.initialization == "unit" and not begun:
+        from training.initialization import initialize
+        from training.samples import Crops
+
+        initialize(module, Crops(images, scale=scale, patch=options.patch, batch=16, seed=options.seed).batch(0)[0])
     kernels: str = options.cpu_kernels
     if kernels == "auto":
         kernels = "torch" if device != "cpu" else "bf16" if multiplies_bfloat16() else "fp32"

@@ -20,7 +20,7 @@ def test_json_round_trip() -> None:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe: Path) -> None:
-    assert options_from(read_toml(recipe), output="run").batch >= 8
+    assert options_from(read_toml(recipe), output="run").batch >= 4
 
 
 def test_what_is_named_wins() -> None:
@@ -38,6 +38,7 @@ def test_what_is_named_wins() -> None:
         ({"batch": True}, "batch"),
         ({"teacher_share": 1.5}, "teacher_share"),
         ({"exclude": "x"}, "exclude"),
+        ({"initialization": "unit", "initial": "a.pt"}, "contradict"),
         ({"cpu_kernels": "fp32", "precision": "bf16"}, "cpu_kernels"),
     ],
 )
