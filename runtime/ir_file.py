@@ -117,17 +117,14 @@ def read_ir(content: bytes) -> IrFile:
 
 def _parse(content: bytes) -> Element:
     """The tree of elements, without text, and without ``dim``."""
+    if content.count(b"<") - content.count(b"</") > MAX_ELEMENTS:  # before any of it is built, which takes seconds
+        raise MalformedIrError(f"it has more than {MAX_ELEMENTS:,} elements")
     parser = expat.ParserCreate("utf-8")
     open_elements: list[Element] = []
     roots: list[Element] = []
     names: set[str] = set()
-    count = 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal count
-        count += 1
-        if count > MAX_ELEMENTS:
-            raise MalformedIrError(f"it has more than {MAX_ELEMENTS:,} elements")
         if len(open_elements) >= MAX_DEPTH:
             raise MalformedIrError(f"its elements are nested deeper than {MAX_DEPTH}")
         for name in (tag, *attributes):
