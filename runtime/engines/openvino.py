@@ -25,8 +25,8 @@ from runtime.errors import UserError
 from runtime.ir_check import check_ir
 
 COMPILED_OPERATIONS = 300
-"""How many compiled operations the network for any size keeps. GMIN needs 16 for each size of picture, 1 MB together;
-the library's own 5000 let a folder of 500 sizes grow from 208 to 642 MB.
+"""How many compiled operations the network for any size keeps. GMIN needs about 16 for each size of picture, 1 MB
+together; with the library's own 5000, a process grew from 208 to 642 MB over 500 pictures of varying size.
 """
 
 
