@@ -47,7 +47,7 @@ class TrainingOptions:
     """Crops a step, over all processes together."""
     patch: int = 48
     """Side of an LR crop in pixels."""
-    optimizer: Literal["adan", "adamw"] = "adan"
+    optimizer: Literal["adan", "adamw", "muon"] = "adan"
     learning_rate: float = 5e-3
     weight_decay: float = 0.0
     clip_norm: float | None = None

@@ -52,7 +52,7 @@ def main(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Crops a step, over all processes together.")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of an LR crop in pixels.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adan or adamw.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adan, adamw or muon.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     schedule: Annotated[str | None, typer.Option(help="Shape of the fall: cosine, linear or constant.")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps until the highest learning rate.")] = None,

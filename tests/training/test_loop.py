@@ -71,7 +71,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert result.best_psnr_y_db == pytest.approx(max(scores), abs=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adan", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adan", "muon", "adamw"])
 def test_resuming_changes_no_bit(tmp_path: Path, optimizer: Any) -> None:
     run(tmp_path / "whole", optimizer=optimizer)
     for steps in (5, 1, None):

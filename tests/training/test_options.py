@@ -34,7 +34,7 @@ def test_what_is_named_wins() -> None:
         ({"stepz": 1}, "stepz"),
         ({"steps": "many"}, "steps"),
         ({"steps": 0}, "steps"),
-        ({"optimizer": "sgd"}, "adan, adamw"),
+        ({"optimizer": "sgd"}, "adan, adamw, muon"),
         ({"batch": True}, "batch"),
         ({"teacher_share": 1.5}, "teacher_share"),
         ({"exclude": "x"}, "exclude"),
