@@ -13,7 +13,7 @@ test: .venv/dev  ## run the suite
 	$(BIN)/python -m pytest tests/training  # apart: beside every engine in one process it crashed once; the cause is open
 
 test-gpu:  ## the tests that need an NVIDIA GPU, by $(PYTHON), which must see its TensorRT (docs/jetson.md)
-	$(PYTHON) -m pytest -m gpu tests/runtime/test_tensorrt.py tests/runtime/test_ort_providers.py
+	$(PYTHON) -m pytest -m gpu tests/runtime/test_tensorrt.py tests/runtime/test_ort_providers.py tests/training/test_depthwise_gpu.py
 
 lint: .venv/dev
 	$(BIN)/ruff check .

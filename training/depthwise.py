@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def with_fast_depthwise(model: nn.Module) -> nn.Module:
     _library()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and _replaceable(child):
+            if is_depthwise(child):
                 setattr(parent, name, FastDepthwise(child))
     return model
 
@@ -89,7 +89,8 @@ def can_do(weight: Sequence[int], groups: int, strides: Sequence[int], dilations
     )
 
 
-def _replaceable(module: nn.Conv2d) -> bool:
+def is_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether the kernels compute this module, and learn it."""
     if type(module) is not nn.Conv2d or module.bias is None or module.padding_mode != "zeros":
         return False
     if isinstance(module.padding, str) or module.padding[0] != module.padding[1]:

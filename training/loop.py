@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +29,7 @@ from training.log import Log
 from training.optimizers import make_optimizer
 from training.options import TrainingOptions
 from training.processes import Process, keep_freed_memory
-from training.samples import Crops, TrainingImage
+from training.samples import Crops, ResidentCrops, TrainingImage
 
 _LAYOUT = 1  # of the checkpoint file
 COLLAPSE_DB = 0.5
@@ -68,6 +69,8 @@ class Run:
         self.best: float | None = None
         parallel = process.parallel(self.model)
         self._forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if options.compile else parallel
+        recorded = options.gpu_graph and process.world == 1 and process.device != "cpu"
+        self._recorded = RecordedStep(self._gradient) if recorded else None
 
     def learn(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
         """One step on one batch; returns the loss of this process's share of it and the L2 norm of the gradient of
@@ -77,20 +80,30 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         device = self.process.device
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=self.options.precision == "bf16"):
-            result = self._forward(lr.to(device, memory_format=self.layout))
+        lr, hr = (part.to(device, memory_format=self.layout) for part in (lr, hr))
+        if target is not None:
+            target = target.to(device, memory_format=self.layout)
+        step = self._gradient if self._recorded is None else self._recorded
+        report = step(lr, hr, target)
+        self.optimizer.step()
+        self._follow()
+        self.step += 1
+        return report
+
+    def _gradient(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
+        """Leave the gradient of a batch in the parameters, clipped; loss and norm as of ``learn``."""
+        device_type = self.process.device.split(":")[0]
+        with torch.autocast(device_type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            result = self._forward(lr)
         result = result.float()
-        loss = F.l1_loss(result, hr.to(device))
+        loss = F.l1_loss(result, hr)
         if target is not None:
             share = self.options.teacher_share
-            loss = (1 - share) * loss + share * F.l1_loss(result, target.to(device))
+            loss = (1 - share) * loss + share * F.l1_loss(result, target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         longest = self.options.clip_norm
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), float("inf") if longest is None else longest)
-        self.optimizer.step()
-        self._follow()
-        self.step += 1
         return torch.stack((loss.detach(), norm))
 
     @torch.no_grad()
@@ -148,6 +161,38 @@ class Run:
         save_checkpoint(self.average.state_dict(), path, metadata=metadata)
 
 
+class RecordedStep:
+    """A function of tensors of fixed shapes, run as a CUDA graph from its fourth call on."""
+
+    WARM_UP = 3
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        self._function = function
+        self._calls = 0
+        self._graph = torch.cuda.CUDAGraph()
+        self._inputs: tuple[Tensor | None, ...] = ()
+        self._output: Tensor | None = None
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        self._calls += 1
+        if self._calls <= self.WARM_UP:  # on a stream of its own, as recording wants it
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = self._function(*inputs)  # type: ignore[arg-type]
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
+        if self._output is None:
+            self._inputs = tuple(None if part is None else part.clone() for part in inputs)
+            with torch.cuda.graph(self._graph):
+                self._output = self._function(*self._inputs)  # type: ignore[arg-type]
+        for mine, theirs in zip(self._inputs, inputs, strict=True):
+            if mine is not None and theirs is not None:
+                mine.copy_(theirs)
+        self._graph.replay()
+        return self._output.clone()
+
+
 def train(
     model: nn.Module,
     options: TrainingOptions,
@@ -191,6 +236,8 @@ def train(
     torch.set_flush_denormal(True)  # the tails of the momenta are denormal numbers, which a CPU adds slowly
     if process.device == "cpu":
         keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
     run = Run(model, options, process)
     checkpoint, best_checkpoint = options.output / "checkpoint.pt", options.output / "best.pt"
     options.output.mkdir(parents=True, exist_ok=True)
@@ -204,7 +251,7 @@ def train(
     if process.first and run.best is not None and not best_checkpoint.is_file():
         run.save(best_checkpoint)  # the checkpoint was brought from elsewhere: go back to it if need be
     end = options.steps if max_steps is None else min(options.steps, run.step + max_steps)
-    crops = Crops(images, scale=scale, patch=options.patch, batch=options.batch, seed=options.seed)
+    crops = _crops(images, options, scale, process.device, taught=teach is not None)
     log = None
     if process.first:
         with atomic_write(options.output / "options.json") as stream:
@@ -228,8 +275,10 @@ def train(
 
     with Stop() as stop, ThreadPoolExecutor(1) as ahead:
 
-        def cut(step: int) -> Any:
-            return ahead.submit(prepare, step)
+        def cut(step: int) -> Callable[[], tuple[Tensor, Tensor, Tensor | None]]:
+            if isinstance(crops, ResidentCrops):  # the GPU does it, and never waits for this thread
+                return partial(prepare, step)
+            return ahead.submit(prepare, step).result
 
         def prepare(step: int) -> tuple[Tensor, Tensor, Tensor | None]:
             lr, hr, target = crops.batch(step, rank=process.rank, world=process.world)
@@ -237,7 +286,7 @@ def train(
 
         upcoming = cut(run.step)
         while run.step < end:
-            batch = upcoming.result()
+            batch = upcoming()
             upcoming = cut(run.step + 1)  # the next crops are cut, and taught, while this step runs
             learnt.append(run.learn(*batch))
             now = time.monotonic()
@@ -283,6 +332,16 @@ def train(
     if log is not None:
         log.close()
     return TrainingResult(run.step, psnr, run.best, run.step >= options.steps)
+
+
+def _crops(
+    images: Sequence[TrainingImage], options: TrainingOptions, scale: int, device: str, *, taught: bool
+) -> Crops:
+    """The crops of a run; of images that fit in half of what is free on a GPU, there."""
+    shape: dict[str, int] = {"scale": scale, "patch": options.patch, "batch": options.batch, "seed": options.seed}
+    if device != "cpu" and not taught and 2 * ResidentCrops.bytes_of(images) < torch.cuda.mem_get_info(device)[0]:
+        return ResidentCrops(images, device=device, **shape)
+    return Crops(images, **shape)
 
 
 def score(

@@ -32,7 +32,8 @@ class TrainingOptions:
     validation: tuple[str, ...] = ("Kodak24/*4.png", "BSDS500/test/*7.jpg")
     """Glob patterns, relative to ``data``, of the images that are held out and scored."""
     patterns: int = 0
-    """Synthetic pictures of stripes and checks (480×480) among the images; needs ``cache``."""
+    """Synthetic pictures (480×480) among the images: 24 of stripes, checks and zone plates, then of noise and blocks;
+    needs ``cache``."""
     cache: Path | None = None
     """Folder for decoded images, LR images and teacher targets, made once and mapped into memory by all processes of
     a machine; None keeps HR and LR images in the memory of each process."""
@@ -78,6 +79,10 @@ class TrainingOptions:
     cpu_kernels: Literal["torch", "fp32", "bf16", "auto"] = "torch"
     """fp32: compiled depth-wise kernels, a step takes 0.6 of the time; bf16: 1×1 products in bfloat16 too, 0.45;
     auto: the fastest that the machine has, which on a GPU is torch."""
+    gpu_kernels: Literal["torch", "triton"] = "torch"
+    """triton: depth-wise convolutions by ``training/depthwise_gpu.py``."""
+    gpu_graph: bool = False
+    """Record a step of one process on one GPU as a CUDA graph, which spares starting its kernels one by one."""
     threads: int | None = None
     """CPU threads of each process; None leaves it to PyTorch."""
 

@@ -27,25 +27,33 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 def target_file(image: TrainingImage, teacher: str, cache: Path) -> Path:
     """Where the teacher's output for an image is kept: under the name of a network, or that and content of a file."""
-    _, name = split_prefix(teacher)
-    path = Path(name)
-    if path.suffix:
-        teacher = f"{path.stem}_{_content(path)}"
-    return cache / f"{cache_name(image.path)}_{teacher}.npy"
+    return cache / f"{cache_name(image.path)}_{'+'.join(map(_file_name, several(teacher)))}.npy"
 
 
-@lru_cache(maxsize=1)
+def several(teacher: str) -> list[str]:
+    """The teachers that ``teacher`` names, with ``+`` between them; a file's name may hold one."""
+    return [teacher] if Path(split_prefix(teacher)[1]).is_file() else teacher.split("+")
+
+
+def _file_name(teacher: str) -> str:
+    path = Path(split_prefix(teacher)[1])
+    return f"{path.stem}_{_content(path)}" if path.suffix else teacher
+
+
+@lru_cache(maxsize=8)
 def _content(path: Path) -> str:
     check_model_file(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def ensemble(forward: Forward, lr: Rgb) -> Rgb:
-    """Mean output over the eight symmetries of ``lr``, (H, W, 3) uint8 to (s·H, s·W, 3) uint8."""
+def ensemble(networks: Sequence[Forward], lr: Rgb) -> Rgb:
+    """Mean output of all networks over the eight symmetries of ``lr``, (H, W, 3) uint8 to (s·H, s·W, 3) uint8."""
     outputs = []
     for symmetry in range(8):
-        output = forward(to_batch(turned(lr, symmetry)))[0]  # (3, s·H, s·W), turned
-        outputs.append(turned_back(output.transpose(1, 2, 0), symmetry))
+        batch = to_batch(turned(lr, symmetry))
+        for forward in networks:
+            output = forward(batch)[0]  # (3, s·H, s·W), turned
+            outputs.append(turned_back(output.transpose(1, 2, 0), symmetry))
     mean: NDArray[np.float64] = np.stack(outputs).mean(axis=0, dtype=np.float64)
     return from_batch(mean.transpose(2, 0, 1)[None])
 
@@ -61,11 +69,11 @@ def make_targets(images: Sequence[TrainingImage], teacher: str, *, cache: Path, 
     missing = [image for image in images if not target_file(image, teacher, cache).is_file()]
     if not missing:
         return
-    forward = _forward(teacher)
+    networks = [_forward(name) for name in several(teacher)]
     for image in tqdm(
         missing, desc=f"targets of {teacher}", unit="image", leave=False, disable=True if quiet else None
     ):
-        target = ensemble(forward, image.lr)
+        target = ensemble(networks, image.lr)
         if target.shape != image.hr.shape:
             raise UserError(f"The teacher {teacher} is of another scale than the network to be trained.")
         write_array(target_file(image, teacher, cache), target)

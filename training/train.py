@@ -77,7 +77,7 @@ def main(
     """Train a super-resolution network, alone or under torchrun.
 
     Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, clip_norm,
-    initialization, final_rate and channels_last only there.
+    initialization, final_rate, channels_last, gpu_kernels and gpu_graph only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}
@@ -190,15 +190,17 @@ def gather(
     if options.validation and not held_out:
         raise UserError(f"No image under {folder} matches {' or '.join(options.validation)}; name some --validation.")
     refuse_benchmarks(paths)
+    patterns: dict[Path, Path | None] = {}
     if options.cache is not None:
         if process.first:
-            write_patterns(options.cache / "patterns", options.patterns)
+            write_patterns(options.cache / "patterns", options.patterns, scale)
         process.wait()
-        paths += write_patterns(options.cache / "patterns", options.patterns)  # there by now
+        patterns = dict(write_patterns(options.cache / "patterns", options.patterns, scale))  # there by now
+        paths += patterns
 
     def load(path: Path) -> TrainingImage:
-        lr_path = None
-        if options.lr_data is not None:
+        lr_path = patterns.get(path)
+        if options.lr_data is not None and path not in patterns:
             lr_path = lr_counterpart(path, data=folder, lr_data=options.lr_data, scale=scale)
         return load_image(path, scale=scale, cache=options.cache, lr_path=lr_path)
 
@@ -245,6 +247,10 @@ def build(
         from training.samples import Crops
 
         initialize(module, Crops(images, scale=scale, patch=options.patch, batch=16, seed=options.seed).batch(0)[0])
+    if options.gpu_kernels == "triton" and device != "cpu":
+        from training.depthwise_gpu import with_gpu_depthwise
+
+        with_gpu_depthwise(module)
     kernels: str = options.cpu_kernels
     if kernels == "auto":
         kernels = "torch" if device != "cpu" else "bf16" if multiplies_bfloat16() else "fp32"

@@ -12,7 +12,16 @@ import torch
 
 from data.bicubic import resize_bicubic
 from runtime.errors import UserError
-from training.samples import Crops, TrainingImage, find_images, load_image, lr_counterpart, turned, turned_back
+from training.samples import (
+    Crops,
+    ResidentCrops,
+    TrainingImage,
+    find_images,
+    load_image,
+    lr_counterpart,
+    turned,
+    turned_back,
+)
 
 
 def images(count: int = 3) -> list[TrainingImage]:
@@ -90,6 +99,17 @@ def test_processes_share_one_batch() -> None:
     crops = Crops(images(), scale=2, patch=8, batch=6, seed=5)
     parts = [crops.batch(4, rank=rank, world=3)[1] for rank in range(3)]
     torch.testing.assert_close(torch.cat(parts), crops.batch(4)[1], rtol=0, atol=0)
+
+
+def test_crops_on_a_device_are_the_same() -> None:
+    one = Crops(images(), scale=2, patch=9, batch=4, seed=5)
+    other = ResidentCrops(images(), scale=2, patch=9, batch=4, seed=5, device="cpu")
+    for step in (0, ResidentCrops.AHEAD - 1, ResidentCrops.AHEAD, 3):
+        for mine, theirs in zip(one.batch(step, rank=1, world=2), other.batch(step, rank=1, world=2), strict=True):
+            assert mine is not None
+            assert theirs is not None
+            assert torch.equal(mine, theirs)
+    assert ResidentCrops.bytes_of(images()) == sum(part.size for i in images() for part in (i.lr, i.hr, i.hr))
 
 
 def test_all_places_and_symmetries_are_reached() -> None:

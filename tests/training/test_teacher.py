@@ -21,7 +21,7 @@ def enlarge(x: np.ndarray) -> np.ndarray:
 
 def test_ensemble_of_an_equivariant_network_is_its_output() -> None:
     lr = picture(0, 16, 24)
-    np.testing.assert_array_equal(teacher.ensemble(enlarge, lr), lr.repeat(2, axis=0).repeat(2, axis=1))
+    np.testing.assert_array_equal(teacher.ensemble([enlarge], lr), lr.repeat(2, axis=0).repeat(2, axis=1))
 
 
 def test_ensemble_averages_what_depends_on_the_direction() -> None:
@@ -32,7 +32,20 @@ def test_ensemble_averages_what_depends_on_the_direction() -> None:
         return y + np.linspace(-0.1, 0.1, y.shape[2], dtype=np.float32)[:, None]
 
     assert np.ptp(np.rint(slanted(np.full((1, 3, 4, 6), 100 / 255, np.float32)) * 255)) > 40
-    np.testing.assert_array_equal(teacher.ensemble(slanted, lr), np.full((8, 12, 3), 100))
+    np.testing.assert_array_equal(teacher.ensemble([slanted], lr), np.full((8, 12, 3), 100))
+
+
+def test_several_networks_are_averaged() -> None:
+    lr = picture(0, 16, 24)
+    two = teacher.ensemble([enlarge, lambda x: enlarge(1 - x)], lr)
+    assert np.abs(two.astype(int) - 127.5).max() <= 0.5
+
+
+def test_names_of_several(tmp_path: Path) -> None:
+    assert teacher.several("lkdn_x4+bsrn_x4") == ["lkdn_x4", "bsrn_x4"]
+    odd = tmp_path / "a+b.onnx"
+    odd.write_bytes(b"")
+    assert teacher.several(f"ort:{odd}") == [f"ort:{odd}"]
 
 
 def test_targets_are_made_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +74,7 @@ def test_a_teacher_of_another_scale_is_refused(tmp_path: Path, pictures: Path, m
 
 def test_a_network_of_ours_can_teach() -> None:
     lr = picture(3, 16, 16)
-    result = teacher.ensemble(teacher._forward("gmin_x4"), lr)
+    result = teacher.ensemble([teacher._forward("gmin_x4")], lr)
     assert result.shape == (64, 64, 3)
     assert abs(float(result.mean()) - float(lr.mean())) < 4
 
@@ -73,7 +86,7 @@ def test_a_file_teaches_in_any_engine(pictures: Path, tmp_path: Path) -> None:
     for operator in ("Relu", "Sigmoid"):
         path.write_bytes(tiny(operator=operator))
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-        expected = teacher.ensemble(lambda x, run=session.run: run(None, {"input": x})[0], image.lr)
+        expected = teacher.ensemble([lambda x, run=session.run: run(None, {"input": x})[0]], image.lr)
         teacher._content.cache_clear()  # another process would read the file again
         teacher.make_targets([image], f"ort:{path}", cache=tmp_path / "cache")
         files.append(teacher.target_file(image, f"ort:{path}", tmp_path / "cache"))
