@@ -67,13 +67,14 @@ def load_checkpoint(model: nn.Module, path: Path) -> nn.Module:
     """
     state = read_state(path)
     expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
     wrong = [
         f"{key} is {tuple(state[key].shape)}, not {tuple(value.shape)}"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
+    fitting = {key: value for key, value in state.items() if key not in expected or value.shape == expected[key].shape}
+    absent, unexpected = model.load_state_dict(fitting, strict=False)
+    missing = [key for key in absent if key not in state]
     faults = [
         f"{label} {_some(keys)}"
         for label, keys in (("missing:", missing), ("unexpected:", unexpected), ("wrong shape:", wrong))
@@ -81,7 +82,6 @@ def load_checkpoint(model: nn.Module, path: Path) -> nn.Module:
     ]
     if faults:
         raise UserError(f"{path} does not fit this network; {'; '.join(faults)}. Name the right one with --model.")
-    model.load_state_dict(state, strict=True)
     return model
 
 

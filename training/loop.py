@@ -91,7 +91,7 @@ class Run:
         return report
 
     def _gradient(self, lr: Tensor, hr: Tensor, target: Tensor | None) -> Tensor:
-        """Leave the gradient of a batch in the parameters, clipped; loss and norm as of ``learn``."""
+        """Leave the gradient of a batch in the parameters, clipped; returns loss and norm as of ``learn``."""
         device_type = self.process.device.split(":")[0]
         with torch.autocast(device_type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             result = self._forward(lr)
@@ -386,8 +386,7 @@ def load_fitting(model: nn.Module, path: Path, *, scale: int | None = None) -> l
             fitting[key] = value
     if not fitting:
         raise UserError(f"Nothing in {path} fits the network to be trained.")
-    model.load_state_dict(fitting, strict=False)
-    return [key for key in own if key not in fitting]
+    return list(model.load_state_dict(fitting, strict=False).missing_keys)
 
 
 def _of_scale(tensor: Tensor, scale: int) -> Tensor:

@@ -43,6 +43,10 @@ class TrainingOptions:
     """Fresh weights: PyTorch's own, or for GMIN and its variants those of ``training/initialization.py``, with which a
     short training learns more."""
 
+    bounds: tuple[float, ...] = ()
+    """What GMIN's modules limit their factors to (``model.gmin.Bounded``), from the first on; the last one goes for the
+    rest. None given: those of the initial weights."""
+
     steps: int = 1_000_000
     batch: int = 64
     """Crops a step, over all processes together."""
@@ -108,6 +112,8 @@ class TrainingOptions:
             raise UserError("cpu_kernels go with precision fp32 and without compile.")
         if self.initialization != "torch" and self.initial is not None:
             raise UserError("initial and initialization contradict each other: give one.")
+        if not all(bound > 0 for bound in self.bounds):
+            raise UserError(f"bounds must be above 0, got {self.bounds}.")
         if self.patterns < 0 or (self.patterns and self.cache is None):
             raise UserError("patterns must not be negative, and they are kept in the cache: name one with --cache.")
         if self.warmup_steps < 0 or (self.decay_steps is not None and not 0 <= self.decay_steps <= self.steps):
@@ -172,8 +178,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return None
     if Path in choices and isinstance(value, str | Path):
         return Path(value).expanduser()
-    if str in choices and Ellipsis in choices:
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+    if Ellipsis in choices:
+        accepted = (int, float) if float in choices else (str,)
+        if isinstance(value, list | tuple) and all(type(item) in accepted for item in value):
             return tuple(value)
     elif float in choices and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -77,7 +77,7 @@ def main(
     """Train a super-resolution network, alone or under torchrun.
 
     Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, clip_norm,
-    initialization, final_rate, channels_last, gpu_kernels and gpu_graph only there.
+    initialization, final_rate, channels_last, bounds, gpu_kernels and gpu_graph only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}
@@ -190,16 +190,16 @@ def gather(
     if options.validation and not held_out:
         raise UserError(f"No image under {folder} matches {' or '.join(options.validation)}; name some --validation.")
     refuse_benchmarks(paths)
-    patterns: dict[Path, Path | None] = {}
+    patterns: list[Path] = []
     if options.cache is not None:
         if process.first:
-            write_patterns(options.cache / "patterns", options.patterns, scale)
+            write_patterns(options.cache / "patterns", options.patterns)
         process.wait()
-        patterns = dict(write_patterns(options.cache / "patterns", options.patterns, scale))  # there by now
+        patterns = write_patterns(options.cache / "patterns", options.patterns)  # there by now
         paths += patterns
 
     def load(path: Path) -> TrainingImage:
-        lr_path = patterns.get(path)
+        lr_path = None
         if options.lr_data is not None and path not in patterns:
             lr_path = lr_counterpart(path, data=folder, lr_data=options.lr_data, scale=scale)
         return load_image(path, scale=scale, cache=options.cache, lr_path=lr_path)
@@ -242,6 +242,8 @@ def build(
     begun = (options.output / "checkpoint.pt").is_file()
     if options.initial is not None and not begun:
         fresh = load_fitting(module, options.initial, scale=scale)
+    if options.bounds and not begun:
+        set_bounds(module, options.bounds)
     if options.initialization == "unit" and not begun:
         from training.initialization import initialize
         from training.samples import Crops
@@ -262,6 +264,21 @@ def build(
         if kernels == "bf16":
             with_bfloat16_pointwise(module)
     return module, fresh
+
+
+def set_bounds(network: nn.Module, bounds: Sequence[float]) -> None:
+    """Have the modules of a GMIN limit their factors to ``bounds``; the last one goes for all modules that follow.
+
+    Raises:
+        UserError: the network has none.
+    """
+    from model.gmin import Bounded
+
+    layers = [layer for layer in network.modules() if isinstance(layer, Bounded)]
+    if not layers:
+        raise UserError("Only GMIN and its variants have bounds.")
+    for i, layer in enumerate(layers):
+        layer.bound = bounds[min(i, len(bounds) - 1)]
 
 
 if __name__ == "__main__":

@@ -255,6 +255,8 @@ def test_the_readme_holds_what_was_measured() -> None:
     report = from_json(ROOT / "docs/comparison.json")
     assert f"{BEGIN}\n\n{block(report)}\n{END}" in (ROOT / "README.md").read_text()
     assert (ROOT / "docs/images/comparison.svg").read_text() == figure(report)
+    shipped = hashlib.sha256((ROOT / "model/weights/gmin_x4.safetensors").read_bytes()).hexdigest()
+    assert report.weights == f"SHA-256 {shipped[:12]}"  # and it is of the files that ship
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """GMIN and its variants against the specification and the golden vectors."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.folding import can_fold, fold
 from model.gmin import Gmin
 from model.registry import create, describe, names
@@ -42,7 +43,7 @@ def test_state_dict_names() -> None:
     for stem in ("sml.sau.proj", "sml.gmib.gate", "sml.gmib.dw_far", "egsfn.expand", "egsfn.project"):
         assert f"body.6.{stem}.weight" in keys
     assert {"head.weight", "msff.bias", "lka.dw_dilated.weight", "tail.bias", "body.0.sml.sau.gamma"} <= set(keys)
-    assert len(keys) == 159
+    assert len(keys) == 159 + 7  # and seven bounds
 
 
 @pytest.mark.parametrize("name", GMIN)
@@ -106,6 +107,26 @@ def test_the_receptive_radius_is_the_networks() -> None:
     reached = torch.nonzero(difference).flatten()
     assert (reached.min(), reached.max()) == (size // 2 - radius, size // 2 + radius)
     assert describe("gmin_x4").receptive_radius == 7 * 15 + 11 + 2
+
+
+def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
+    model = create("gmin_x4")
+    body = model.get_submodule("body")
+    assert [module.egsfn.bound for module in body.children()] == [20.0] + [8.0] * 6
+    for module in body.children():
+        module.egsfn.bound = 0.25
+    save_checkpoint(model.state_dict(), tmp_path / "tight.safetensors", metadata={})
+    image = torch.rand(1, 3, 12, 12)
+    loaded = load_checkpoint(create("gmin_x4"), tmp_path / "tight.safetensors")
+    with torch.no_grad():
+        expected = model(image)
+        assert torch.equal(loaded(image), expected)
+        assert torch.equal(copy.deepcopy(loaded)(image), expected)
+
+    before = {key: value for key, value in model.state_dict().items() if not key.endswith(".bound")}
+    save_checkpoint(before, tmp_path / "before.safetensors", metadata={})
+    old = load_checkpoint(loaded, tmp_path / "before.safetensors")
+    assert [module.egsfn.bound for module in old.get_submodule("body").children()] == [20.0] + [8.0] * 6
 
 
 def test_no_pattern_overflows() -> None:

@@ -38,6 +38,8 @@ def test_what_is_named_wins() -> None:
         ({"batch": True}, "batch"),
         ({"teacher_share": 1.5}, "teacher_share"),
         ({"exclude": "x"}, "exclude"),
+        ({"bounds": [5, "x"]}, "bounds"),
+        ({"bounds": [5, 0]}, "bounds must be above 0"),
         ({"initialization": "unit", "initial": "a.pt"}, "contradict"),
         ({"cpu_kernels": "fp32", "precision": "bf16"}, "cpu_kernels"),
     ],
