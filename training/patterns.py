@@ -23,8 +23,8 @@ def pattern(index: int, side: int = SIDE) -> Rgb:
     """The pattern of that number: a 3×3 board, (side, side, 3) uint8 RGB.
 
     The first are gratings, checks and zone plates with periods from 2 to 24 HR pixels, so that many lie beyond what the
-    LR picture can hold. Those from ``WAVES`` on are noise, stripes and checks in square blocks of 2 to 8 HR pixels, half
-    of them of 4: a pixel of the LR picture each at x4.
+    LR picture can hold. Those from ``WAVES`` on are noise, stripes and checks in square blocks of 2 to 8 HR pixels,
+    half of them of 4: a pixel of the LR picture each at x4.
     """
     draw = np.random.default_rng(index)
     cell = side // 3

@@ -6,7 +6,11 @@ import cv2
 import numpy as np
 
 from data.sets import downscale
+from training.options import TrainingOptions
 from training.patterns import WAVES, pattern, write_patterns
+from training.processes import Process
+from training.samples import find_images, load_image
+from training.train import gather
 
 
 def test_a_number_is_a_picture() -> None:
@@ -41,3 +45,16 @@ def test_files_are_made_once(tmp_path: Path) -> None:
     assert np.array_equal(picture[..., ::-1], pattern(1))
     assert write_patterns(tmp_path / "none", 0) == []
     assert not (tmp_path / "none").exists()
+
+
+def test_patterns_are_shrunk_where_photographs_have_lr_images_of_their_own(pictures: Path, tmp_path: Path) -> None:
+    for path in find_images(pictures):
+        lr_path = tmp_path / "lr" / path.relative_to(pictures)
+        lr_path.parent.mkdir(parents=True, exist_ok=True)
+        image = load_image(path, scale=4)
+        assert cv2.imwrite(str(lr_path), image.lr)
+    options = TrainingOptions(
+        tmp_path, data=pictures, lr_data=tmp_path / "lr", validation=("valid/*",), cache=tmp_path / "cache", patterns=1
+    )
+    images, _ = gather(options, 4, Process(), quiet=True)
+    assert np.array_equal(images[-1].lr, downscale(pattern(0), 4))
