@@ -250,8 +250,10 @@ def build(
 
         initialize(module, Crops(images, scale=scale, patch=options.patch, batch=16, seed=options.seed).batch(0)[0])
     if options.gpu_kernels == "triton" and device != "cpu":
-        from training.depthwise_gpu import with_gpu_depthwise
-
+        try:
+            from training.depthwise_gpu import with_gpu_depthwise
+        except ImportError as error:
+            raise UserError("gpu_kernels triton needs Triton, which PyTorch's CUDA builds bring; use torch.") from error
         with_gpu_depthwise(module)
     kernels: str = options.cpu_kernels
     if kernels == "auto":

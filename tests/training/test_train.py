@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from model.checkpoint import load_checkpoint
+from model.registry import create
 from runtime.errors import UserError
 from training.log import read_log
 from training.options import TrainingOptions
@@ -116,3 +118,22 @@ def test_one_process_and_two_learn_the_same(pictures: Path, tmp_path: Path) -> N
     with safe_open(tmp_path / "one" / "ema.safetensors", framework="numpy") as file:
         assert file.metadata()["model"] == "gmin_sau_none_x2"
         assert np.isfinite(file.get_tensor("tail.weight")).all()
+
+
+def test_a_gpu_without_triton_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "training.depthwise_gpu", raising=False)
+    with pytest.raises(UserError, match="Triton"):
+        build(TrainingOptions(tmp_path, gpu_kernels="triton"), "cuda")
+
+
+def test_bounds_are_set_and_kept(pictures: Path, tmp_path: Path) -> None:
+    options = TrainingOptions(
+        tmp_path / "run", model="gmin_x2", data=pictures, validation=("valid/*",), bounds=(5.0, 2.0), steps=1, batch=1,
+        patch=16, log_every=1,
+    )  # fmt: skip
+    train_from(options, quiet=True)
+    network = load_checkpoint(create("gmin_x2"), tmp_path / "run/ema.safetensors")
+    assert [module.egsfn.bound for module in network.get_submodule("body").children()] == [5.0] + [2.0] * 6
+    with pytest.raises(UserError, match="bounds"):
+        build(TrainingOptions(tmp_path / "other", model="bsrn_x2", bounds=(5.0,)))
