@@ -16,7 +16,8 @@ from runtime.files import atomic_write
 
 SIDE = 480  # pixels
 WAVES = 24
-"""So many patterns are waves; those of a higher number are blocks."""
+BLOCKS = 24
+"""So many patterns are waves, and so many after them blocks; those of a higher number are plain."""
 
 
 def pattern(index: int, side: int = SIDE) -> Rgb:
@@ -24,7 +25,8 @@ def pattern(index: int, side: int = SIDE) -> Rgb:
 
     The first are gratings, checks and zone plates with periods from 2 to 24 HR pixels, so that many lie beyond what the
     LR picture can hold. Those from ``WAVES`` on are noise, stripes and checks in square blocks of 2 to 8 HR pixels,
-    half of them of 4: a pixel of the LR picture each at x4.
+    half of them of 4: a pixel of the LR picture each at x4. After ``BLOCKS`` of these come flat colours, most of them
+    saturated.
     """
     draw = np.random.default_rng(index)
     cell = side // 3
@@ -37,6 +39,9 @@ def pattern(index: int, side: int = SIDE) -> Rgb:
                 colours[:, :] = draw.uniform(0, 255, (2, 1))  # grey
             if index < WAVES:
                 share = _wave(x, y, draw)[..., None]
+            elif index >= WAVES + BLOCKS:
+                board[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = _plain(draw)
+                continue
             else:
                 share = _blocks(cell, draw)
                 if draw.random() < 0.4:
@@ -82,6 +87,12 @@ def _blocks(cell: int, draw: np.random.Generator) -> NDArray[np.float64]:
         width = draw.integers(1, 4)
         share = draw.choice([x // width, y // width, x // width + y // width])[..., None] % 2
     return np.clip(share, 0, 1).repeat(block, axis=0).repeat(block, axis=1)[:cell, :cell]
+
+
+def _plain(draw: np.random.Generator) -> NDArray[np.uint8]:
+    """One colour, (3,), whose channels are 0 or 255 in two thirds of all cases."""
+    ends, between = draw.integers(0, 2, 3) * 255, draw.integers(0, 256, 3)
+    return np.where(draw.random(3) < 2 / 3, ends, between).astype(np.uint8)
 
 
 def write_patterns(folder: Path, count: int) -> list[Path]:

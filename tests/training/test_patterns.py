@@ -7,7 +7,7 @@ import numpy as np
 
 from data.sets import downscale
 from training.options import TrainingOptions
-from training.patterns import WAVES, pattern, write_patterns
+from training.patterns import BLOCKS, WAVES, pattern, write_patterns
 from training.processes import Process
 from training.samples import find_images, load_image
 from training.train import gather
@@ -34,6 +34,13 @@ def test_patterns_of_higher_numbers_have_more_contrast_in_the_lr_picture() -> No
 
     assert strong(WAVES) > 1.5 * strong(0)
     assert pattern(WAVES, side=50).shape == (50, 50, 3)
+
+
+def test_the_last_patterns_are_flat_and_saturated() -> None:
+    board = pattern(WAVES + BLOCKS)
+    assert np.ptp(board[20:140, 20:140], axis=(0, 1)).max() == 0
+    boards = np.stack([pattern(index) for index in range(WAVES + BLOCKS, WAVES + BLOCKS + 8)])
+    assert 0.5 < float(((boards == 0) | (boards == 255)).mean()) < 0.8
 
 
 def test_files_are_made_once(tmp_path: Path) -> None:
