@@ -1,6 +1,7 @@
 """GMIN and its variants against the specification and the golden vectors."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_the_receptive_radius_is_the_networks() -> None:
     reached = torch.nonzero(difference).flatten()
     assert (reached.min(), reached.max()) == (size // 2 - radius, size // 2 + radius)
     assert describe("gmin_x4").receptive_radius == 7 * 15 + 11 + 2
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_shipped_weights_keep_every_flat_colour(scale: int) -> None:
+    """Away from the border. Better weights than these once answered flat pink with noise."""
+    model = load_checkpoint(create(f"gmin_x{scale}"), ROOT / f"model/weights/gmin_x{scale}.safetensors")
+    inside = slice(8 * scale, -8 * scale)
+    colours = torch.tensor(list(itertools.product((0.0, 0.25, 0.5, 0.75, 1.0), repeat=3))).view(-1, 3, 1, 1)
+    with torch.inference_mode():
+        answers = model(colours.expand(-1, -1, 32, 32)).clamp(0, 1)
+    assert (answers - colours)[..., inside, inside].abs().max() * 255 < 1
 
 
 def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
