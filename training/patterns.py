@@ -21,14 +21,16 @@ BLOCKS = 24
 
 
 def pattern(index: int, side: int = SIDE) -> Rgb:
-    """The pattern of that number: a 3×3 board, (side, side, 3) uint8 RGB.
+    """The pattern of that number: a 3×3 board or one colour, (side, side, 3) uint8 RGB.
 
     The first are gratings, checks and zone plates with periods from 2 to 24 HR pixels, so that many lie beyond what the
     LR picture can hold. Those from ``WAVES`` on are noise, stripes and checks in square blocks of 2 to 8 HR pixels,
     half of them of 4: a pixel of the LR picture each at x4. After ``BLOCKS`` of these come flat colours, most of them
-    saturated.
+    saturated, one to a pattern: what a network makes of a crop without any edge is not learnt from crops with some.
     """
     draw = np.random.default_rng(index)
+    if index >= WAVES + BLOCKS:
+        return np.tile(_plain(draw), (side, side, 1))
     cell = side // 3
     y, x = np.mgrid[:cell, :cell].astype(np.float64)
     board = np.empty((3 * cell, 3 * cell, 3), np.uint8)
@@ -39,9 +41,6 @@ def pattern(index: int, side: int = SIDE) -> Rgb:
                 colours[:, :] = draw.uniform(0, 255, (2, 1))  # grey
             if index < WAVES:
                 share = _wave(x, y, draw)[..., None]
-            elif index >= WAVES + BLOCKS:
-                board[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = _plain(draw)
-                continue
             else:
                 share = _blocks(cell, draw)
                 if draw.random() < 0.4:

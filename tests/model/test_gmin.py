@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_state_dict_names() -> None:
     for stem in ("sml.sau.proj", "sml.gmib.gate", "sml.gmib.dw_far", "egsfn.expand", "egsfn.project"):
         assert f"body.6.{stem}.weight" in keys
     assert {"head.weight", "msff.bias", "lka.dw_dilated.weight", "tail.bias", "body.0.sml.sau.gamma"} <= set(keys)
-    assert len(keys) == 159 + 7  # and seven bounds
+    assert len(keys) == 159 + 2 * 7  # and two bounds a module
 
 
 @pytest.mark.parametrize("name", GMIN)
@@ -126,7 +127,7 @@ def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
     body = model.get_submodule("body")
     assert [module.egsfn.bound for module in body.children()] == [20.0] + [8.0] * 6
     for module in body.children():
-        module.egsfn.bound = 0.25
+        module.egsfn.bound, module.egsfn.output_bound = 0.25, 0.125
     save_checkpoint(model.state_dict(), tmp_path / "tight.safetensors", metadata={})
     image = torch.rand(1, 3, 12, 12)
     loaded = load_checkpoint(create("gmin_x4"), tmp_path / "tight.safetensors")
@@ -134,11 +135,13 @@ def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
         expected = model(image)
         assert torch.equal(loaded(image), expected)
         assert torch.equal(copy.deepcopy(loaded)(image), expected)
+    assert [module.egsfn.output_bound for module in loaded.get_submodule("body").children()] == [0.125] * 7
 
-    before = {key: value for key, value in model.state_dict().items() if not key.endswith(".bound")}
+    before = {key: value for key, value in model.state_dict().items() if not key.endswith("bound")}
     save_checkpoint(before, tmp_path / "before.safetensors", metadata={})
     old = load_checkpoint(loaded, tmp_path / "before.safetensors")
     assert [module.egsfn.bound for module in old.get_submodule("body").children()] == [20.0] + [8.0] * 6
+    assert [module.egsfn.output_bound for module in old.get_submodule("body").children()] == [inf] * 7
 
 
 def test_no_pattern_overflows() -> None:
