@@ -21,7 +21,7 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from onnx import ModelProto
 
@@ -35,6 +35,9 @@ Target = Literal["tensorrt", "cpu", "openvino"]
 Effort = Literal["fast", "best"]
 Made = Literal["fast", "best", "qat"]
 MethodOption = Literal["minmax", "percentile", "entropy", "mse"]
+KeepFloatOption = Annotated[
+    list[str] | None, typer.Option(help="Layer of the graph that stays float, as of gmin.float_layers; repeatable.")
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,20 @@ def give_back(
         )
 
 
+def named_floats(plan: Plan, names: Sequence[str], max_drop: float | None) -> tuple[str, ...]:
+    """The layers named to stay float.
+
+    Raises:
+        UserError: there is no such layer in the plan, or a search was asked for as well.
+    """
+    if names and max_drop is not None:
+        raise UserError("--max-drop searches the float layers that --keep-float names: give one of them.")
+    unknown = sorted(set(names) - set(plan.units))
+    if unknown:
+        raise UserError(f"No layer that can be quantized is called {', '.join(unknown)}; there is {plan.units[0]}.")
+    return tuple(names)
+
+
 def quantize_model(
     model: ModelProto, patches: Patches, *, target: Target, method: Method = "mse", float_tail: bool = True
 ) -> ModelProto:
@@ -204,16 +221,17 @@ def write_quantized(
     calibration: str,
     effort: Made,
     max_drop: float | None,
+    floats: Collection[str] = (),
     timed: bool = False,
 ) -> Quantized:
-    """Write the file of a plan and of the layers that a search keeps float, and score it on the held-out patches."""
+    """Write the file of a plan with float layers, those ``found`` or ``floats``, and score it on held-out patches."""
     import onnx
 
     from quantize.graph import convolutions
     from quantize.lint import lint_for_tensorrt
     from quantize.timing import time_everywhere
 
-    result = plan.build(found.floats if found else ())
+    result = plan.build(found.floats if found else floats)
     if plan.target == "tensorrt" and (faults := lint_for_tensorrt(result)):
         raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
     content = result.SerializeToString(deterministic=True)
@@ -292,6 +310,7 @@ def main(
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="dB that may be lost; layers are given back to float until it is kept.")
     ] = None,
+    keep_float: KeepFloatOption = None,
     timed: Annotated[
         bool, typer.Option("--time/--no-time", help="Time the file, and the choices of --max-drop, on this machine.")
     ] = False,
@@ -316,6 +335,7 @@ def main(
     scale = OrtEngine(model, device="cpu").info.scale
     chosen = load_patches(calib, scale, patches)
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
+    floats = named_floats(plan, keep_float or (), max_drop)
     state = output.with_suffix(".search.json")  # a search that is interrupted goes on from there
     plan, found = improve(plan, chosen, effort=effort, max_drop=max_drop, state=state, timed=timed, quiet=quiet)
     report = write_quantized(
@@ -328,6 +348,7 @@ def main(
         calibration=calib,
         effort=effort,
         max_drop=max_drop,
+        floats=floats,
         timed=timed,
     )
     if found is not None:

@@ -15,7 +15,17 @@ if not __package__:  # started as a file: import from the repository, not from t
 
 import typer
 
-from quantize.ptq import MethodOption, Target, check_outputs, give_back, search_judge, tell, write_quantized
+from quantize.ptq import (
+    KeepFloatOption,
+    MethodOption,
+    Target,
+    check_outputs,
+    give_back,
+    named_floats,
+    search_judge,
+    tell,
+    write_quantized,
+)
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say
 from runtime.errors import UserError
 
@@ -137,6 +147,7 @@ def main(
         float | None,
         typer.Option(min=0, help="dB that may be lost before training; layers stay float for it."),
     ] = None,
+    keep_float: KeepFloatOption = None,
     data: Annotated[Path | None, typer.Option(help="Folder of HR images [training in the data folder].")] = None,
     validation: Annotated[
         list[str] | None, typer.Option(help="Glob of images in the data folder to hold out and score; repeatable.")
@@ -181,17 +192,19 @@ def main(
     scale = OrtEngine(model, device="cpu").info.scale
     chosen = load_patches(calib, scale, patches)
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
+    floats = named_floats(plan, keep_float or (), max_drop)
     found = None
     if max_drop is not None:
         run_folder.mkdir(parents=True, exist_ok=True)
         state = run_folder / "search.json"  # kept: a run that is resumed must train the same layers
         found = give_back(plan, search_judge(source, chosen), max_drop=max_drop, state=state, quiet=quiet)
+        floats = found.floats
     learnt = fine_tune(
         plan,
         options,
         scale=scale,
         reference=source,
-        floats=found.floats if found else (),
+        floats=floats,
         max_steps=max_steps,
         quiet=quiet,
         json_target=json_target,
@@ -200,7 +213,16 @@ def main(
         say(f"The run in {run_folder} is not over; the same command goes on.", quiet=quiet, json_target=json_target)
         raise typer.Exit(3)
     report = write_quantized(
-        learnt, found, model, output, chosen, method=method, calibration=calib, effort="qat", max_drop=max_drop
+        learnt,
+        found,
+        model,
+        output,
+        chosen,
+        method=method,
+        calibration=calib,
+        effort="qat",
+        max_drop=max_drop,
+        floats=floats,
     )
     tell(report, learnt, page, quiet=quiet, json_target=json_target)
 

@@ -74,6 +74,8 @@ def test_script(script: Script, command: list[object], tmp_path: Path) -> None:
         (["-o", "out.txt", "--run", "nowhere/run"], "out.txt must end in .onnx"),
         (["-o", "out.onnx", "--run", "nowhere/run", "--data", "nowhere/data"], "no folder of training images"),
         (["-o", "out.onnx", "--run", "nowhere/run", "--teacher", "nobody"], "nobody"),
+        (["-o", "out.onnx", "--run", "nowhere/run", "--keep-float", "nobody"], "is called nobody; there is"),
+        (["-o", "out.onnx", "--run", "nowhere/run", "--keep-float", "mix", "--max-drop", "1"], "give one of them"),
     ],
 )
 def test_mistakes_end_with_one_sentence(
@@ -85,6 +87,15 @@ def test_mistakes_end_with_one_sentence(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_layers_are_kept_float_by_name(script: Script, command: list[object], tmp_path: Path) -> None:
+    arguments = ["--keep-float", "mix", "--keep-float", "product", "--json", "-", "--quiet"]
+    done = script(*command, "-o", tmp_path / "a.onnx", "--run", tmp_path / "a", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["float_convolutions"] == ["mix", "last"]
+    kept = {entry.key: entry.value for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert kept["gmin.float_layers"] == "mix product"
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
