@@ -93,6 +93,7 @@ def main(
     from benchmarks.engines import open_any
     from data.metrics import PROTOCOL
     from data.sets import image_set
+    from runtime.environment import available_cores, environment
 
     images = image_set(set_name, scale)
     results, lines = [], ["engine,image,psnr_y_db,ssim_y"]
@@ -104,7 +105,13 @@ def main(
     if csv is not None:
         with atomic_write(csv) as stream:
             stream.write(("\n".join(lines) + "\n").encode())
-    write_json({"schema": 1, "protocol": PROTOCOL, "results": [asdict(r) for r in results]}, json_target)
+    report = {
+        "schema": 1,
+        "protocol": PROTOCOL,
+        "environment": asdict(environment(threads or available_cores())),
+        "results": [asdict(r) for r in results],
+    }
+    write_json(report, json_target)
     say(f"{table([asdict(r) for r in results])}\nprotocol: {PROTOCOL}", quiet=quiet, json_target=json_target)
 
 

@@ -355,6 +355,11 @@ def verdict(rows: Sequence[Row], name: str, *, gpu: bool = False) -> Verdict:
                 else f"With {_library(base)} alone, stay with {base.file}: no INT8 file is faster there within "
                 f"{ACCEPTED_DROP_DB} dB."
             )
+    remarks += [
+        f"{row.file} in {_library(row)} is faster still ({row.median_ms:.0f} ms), but what it loses was not measured."
+        for row in rows
+        if row.kind == "file" and row.ratio is not None and name not in row.drop_db and row.ratio < (best.ratio or 1.0)
+    ]
     if not gpu:
         remarks.append("gmin_x4_int8.onnx is the file for TensorRT; no GPU took part in these measurements.")
     remarks += training_remarks(rows, name)

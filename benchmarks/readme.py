@@ -88,8 +88,9 @@ def figure(report: Report) -> str:
     from benchmarks.report import PLOT_STYLE, date_of, plots
 
     drawn = [(title, svg) for title, svg in plots(report) if title in _SHOWN]
+    scored = f" (GMIN's PSNR {report.scored.split()[0]})" if report.scored else ""
     note = (
-        f"Up and left are better. In colour: GMIN. Filled: measured {date_of(report.environment.date)}, "
+        f"Up and left are better. In colour: GMIN. Filled: measured {date_of(report.environment.date)}{scored}, "
         f"{report.environment.threads} threads. Hollow: published only."
     )
     return sheet(drawn, style=PLOT_STYLE.read_text(), note=note)

@@ -71,6 +71,10 @@ class Report:
     warnings: tuple[str, ...]
     weights: str
     """Which weights GMIN had: part of the checkpoint's SHA-256."""
+    scored: str = ""
+    """When and where GMIN's files were scored, where that was not with everything else (``benchmarks.rescored``)."""
+    timed_weights: str = ""
+    """Which weights the times are of, where not of ``weights``."""
 
 
 def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
@@ -345,6 +349,7 @@ def from_json(path: Path) -> Report:
     import json
 
     from benchmarks.comparison import Score
+    from benchmarks.layers import LayerProfile, LayerTime
     from benchmarks.published import PublishedScore, published
     from runtime.environment import Environment
 
@@ -375,11 +380,16 @@ def from_json(path: Path) -> Report:
             verdict=verdict,
             rows=rows,
             published=tuple(published()),
-            profiles=(),
+            profiles=tuple(
+                LayerProfile(**profile | {"layers": tuple(LayerTime(**layer) for layer in profile["layers"])})
+                for profile in content["profiles"]
+            ),
             sliders=(),
             crops=(),
             environment=Environment(**content["environment"]),
             warnings=tuple(content["warnings"]),
+            scored=content.get("scored", ""),
+            timed_weights=content.get("timed_weights", ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no report.json of this version: measure again.") from error
@@ -501,6 +511,11 @@ def main(
     source: Annotated[
         Path | None, typer.Option("--from", help="Measure nothing: take a report.json. Only with --readme.")
     ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --from: JSON of benchmarks/accuracy.py with new scores of GMIN's files; repeat it."),
+    ] = None,
+    note: Annotated[str, typer.Option(help="With --scores: a sentence to stand beside them.")] = "",
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -508,7 +523,9 @@ def main(
     import importlib.util
 
     from benchmarks.readme import check_readme, update_readme
+    from benchmarks.rescored import rescore
     from model.registry import describe
+    from runtime.engines.opening import MODELS
 
     for library in ("jinja2", "torch"):
         if importlib.util.find_spec(library) is None:
@@ -518,10 +535,16 @@ def main(
             raise UserError(f"{name} upscales by {describe(name).scale}; the report compares networks for x{SCALE}.")
     if readme is not None:
         check_readme(readme)
+    if scores and source is None:
+        raise UserError("--scores changes a report that is there: name it with --from.")
     if source is not None:
         if readme is None:
             raise UserError("A report.json holds no pictures: --from works with --readme only.")
-        update_readme(from_json(source), readme)
+        report = from_json(source)
+        if scores:
+            report = rescore(report, scores, weights=_checkpoint(MODELS / "gmin_x4.onnx"))
+            report = replace(report, warnings=(note,) if note else ())
+        update_readme(report, readme)
         say(f"{readme}: from {source}", quiet=quiet, json_target=json_target)
         return
     plan = QUICK if quick else FULL
