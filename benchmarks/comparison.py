@@ -25,7 +25,7 @@ ACCEPTED_DROP_DB = 0.1
 """What a file may lose against FP32 and still be recommended: a tenth of what an untrained eye sees."""
 ALIKE = 1.05
 """Times within this factor of the fastest count as the same; the smaller drop decides between them."""
-LITTLE_TRAINED_DB = 0.1
+TRAINED_LESS_DB = 0.1
 """A network this far below its published figure has not been trained as its paper trained it."""
 
 Kind = Literal["network", "file", "int8", "floor"]
@@ -380,16 +380,16 @@ def training_remarks(rows: Sequence[Row], name: str) -> list[str]:
     printed = rows[0].published.get("BSD100")
     rivals = [row for row in rows if row.kind == "network" and name in row.measured]
     best = max(rivals, key=lambda row: row.measured[name].psnr_y_db, default=None)
-    if ours is None or best is None or best.measured[name].psnr_y_db - ours.psnr_y_db < LITTLE_TRAINED_DB:
+    if ours is None or best is None or best.measured[name].psnr_y_db - ours.psnr_y_db < TRAINED_LESS_DB:
         return []
     gap = best.measured[name].psnr_y_db - ours.psnr_y_db
     paper = f" (its paper prints {printed.psnr_y_db:.2f} dB on BSD100)" if printed and printed.psnr_y_db else ""
     text = (
-        f"GMIN's shipped weights are little trained{paper}: {ours.psnr_y_db:.2f} dB on {name}, {gap:.2f} dB below "
-        f"{best.label}. Sizes and times do not depend on weights; quality does."
+        f"GMIN's shipped weights had less training than the others'{paper}: {ours.psnr_y_db:.2f} dB on {name}, "
+        f"{gap:.2f} dB below {best.label}. Sizes and times do not depend on weights; quality does."
     )
     if best.ratio is not None:
-        text += f" Until they are trained, {best.label} gives better pictures at {best.ratio:.2f} times the FP32 time."
+        text += f" Until they have more, {best.label} gives better pictures at {best.ratio:.2f} times the FP32 time."
     return [text]
 
 

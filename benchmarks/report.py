@@ -230,7 +230,7 @@ def network_rows(report: Report) -> list[Row]:
     """The rows of the table of networks: GMIN FP32, the others, the floor."""
     from benchmarks.comparison import training_remarks
 
-    remark = "weights as shipped, little trained" if training_remarks(report.rows, report.sets[0]) else ""
+    remark = "weights as shipped, with less training" if training_remarks(report.rows, report.sets[0]) else ""
     ours = replace(report.rows[0], label="GMIN", remark=remark)
     return [ours, *(row for row in report.rows if row.kind in ("network", "floor"))]
 

@@ -96,17 +96,22 @@ def save_checkpoint(state: Mapping[str, Tensor], path: Path, *, metadata: Mappin
         stream.write(save(tensors, metadata=dict(metadata)))
 
 
-def recorded_name(path: Path) -> str | None:
-    """The network's registered name as recorded in a safetensors file, if it is."""
+def recorded(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; nothing for a file of another kind, or that cannot be read."""
     if path.suffix.lower() != ".safetensors":
-        return None
+        return {}
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("model")
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError):
-        return None
+        return {}
+
+
+def recorded_name(path: Path) -> str | None:
+    """The network's registered name as recorded in a safetensors file, if it is."""
+    return recorded(path).get("model")
 
 
 def sha256(path: Path) -> str:

@@ -96,33 +96,33 @@ class Mlka(nn.Module):
 
 
 class Bounded(nn.Module):
-    """A layer that limits what it multiplies to ±``bound`` and what it gives to ±``output_bound``, kept as weights are.
+    """A layer that limits its factors to ±``bound`` and their product to ±``product_bound``, both kept as weights are.
 
     The two products of a module raise its input to the fourth power, and seven modules follow each other: what a module
     gives three times too large comes out of the last one ten thousand times too large. That happened on flat pinks, on
     the stripes of Set14's barbara, and on full contrast from pixel to pixel. ``training/bounds.py`` sets both to what
-    photographs need, so that no module hands on more than that; runtimes fuse them into the convolution before.
+    photographs need, so that no module hands on more than that.
 
-    State dicts from before bounds were kept in them mean the bound that the layer was made with, and no output bound.
+    State dicts from before bounds were kept in them mean the bound that the layer was made with, and none on products.
     """
 
     def __init__(self, bound: float) -> None:
         super().__init__()
         self.bound = self._made_with = bound
-        self.output_bound = inf
+        self.product_bound = inf
 
-    def limit(self, y: Tensor) -> Tensor:
-        """The output, limited; (N, C, H, W)."""
-        return y if self.output_bound == inf else y.clamp(-self.output_bound, self.output_bound)
+    def limit(self, product: Tensor) -> Tensor:
+        """What the projection reads, limited; (N, C, H, W)."""
+        return product if self.product_bound == inf else product.clamp(-self.product_bound, self.product_bound)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bound"] = torch.tensor(self.bound)
-        destination[prefix + "output_bound"] = torch.tensor(self.output_bound)
+        destination[prefix + "product_bound"] = torch.tensor(self.product_bound)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         self.bound = float(state_dict.pop(prefix + "bound", self._made_with))
-        self.output_bound = float(state_dict.pop(prefix + "output_bound", inf))
+        self.product_bound = float(state_dict.pop(prefix + "product_bound", inf))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -139,7 +139,7 @@ class GatedSpatialFeedForward(Bounded):
     def forward(self, x: Tensor) -> Tensor:
         halves = self.local(self.expand(x)).chunk(2, dim=1)
         u, w = (half.clamp(-self.bound, self.bound) for half in halves)  # (N, C, H, W) each
-        return self.limit(self.project(F.gelu(u) * self.spatial(w)))
+        return self.project(self.limit(F.gelu(u) * self.spatial(w)))
 
 
 class FeedForward(Bounded):
@@ -156,8 +156,8 @@ class FeedForward(Bounded):
         x = self.local(self.expand(x)).clamp(-self.bound, self.bound)  # (N, 2C, H, W)
         if self.gated:
             u, w = x.chunk(2, dim=1)
-            return self.limit(self.project(F.gelu(u) * w))
-        return self.limit(self.project(F.gelu(x)))
+            return self.project(self.limit(F.gelu(u) * w))
+        return self.project(self.limit(F.gelu(x)))
 
 
 class SpatialMixingLayer(nn.Module):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GELU_IS_ZERO = 3.0
 """Below the negative of this GELU gives -0.004 and less: a limit there is not heard."""
-LARGEST_FACTOR = 16.0
+LARGEST_GAIN = 16.0
 """By which a channel is scaled at most: one that photographs never use has no size to go by."""
 
 app = new_app("Bound GMIN's modules by what photographs need.")
@@ -50,7 +50,7 @@ def main(
     quiet: QuietOption = False,
 ) -> None:
     """Set the bounds of every module to what the training photographs reach, and score both on held-out images."""
-    from model.checkpoint import load_checkpoint, recorded_name, save_checkpoint
+    from model.checkpoint import load_checkpoint, recorded, save_checkpoint
     from model.registry import create, describe
     from runtime.files import check_writable
     from training.loop import score
@@ -59,7 +59,7 @@ def main(
     from training.train import gather
 
     check_writable(output)
-    name = model or recorded_name(weights) or "gmin_x4"
+    name = model or recorded(weights).get("model", "gmin_x4")
     descriptor = describe(name)
     if descriptor.builder != "model.gmin:Gmin" or set(descriptor.options) != {"modules"}:
         raise UserError(f"{name} is not GMIN or GMIN-L, whose modules have these bounds.")
@@ -72,7 +72,8 @@ def main(
     before = score(network, held_out)
     rows = bound(network, [*images, *held_out], margin=margin)
     after = score(network, held_out)
-    save_checkpoint(network.state_dict(), output, metadata={"model": name, "bounds": f"{margin:g}"})
+    metadata = recorded(weights) | {"model": name, "bounds": f"{margin:g} times what photographs reach"}
+    save_checkpoint(network.state_dict(), output, metadata=metadata)
     report = {"schema": 1, "model": name, "margin": margin, "psnr_y_db": [before, after], "modules": rows}
     say(
         f"{before:.4f} dB before, {after:.4f} dB with bounds\n{table(rows)}\n{output}",
@@ -93,49 +94,47 @@ def bound(network: Gmin, images: Sequence[TrainingImage], *, margin: float = 1.0
         margin: the bounds, relative to the largest value on ``images``.
 
     Returns:
-        A row for each module: the bounds, and by how much what its channels reach differs (largest over smallest).
+        A row for each module: the bounds, and by how much what channels reach differs (largest over smallest).
     """
     import torch
 
     network.eval()
     body: Any = network.body
-    factors, outputs = _reached(network, images)
+    factors, products = _reached(network, images)
     rows = []
     with torch.no_grad():
         for k, module in enumerate(body):
-            layer, width = module.egsfn, outputs[k].numel()
-            gated, spatial = factors[k].split(width)
+            layer, width = module.egsfn, products[k].numel()
+            gated, factor = factors[k].split(width)
             layer.bound = max(GELU_IS_ZERO, margin * float(gated.max()))
-            gain = (layer.bound / (margin * spatial)).clamp(max=LARGEST_FACTOR)
+            gain = (layer.bound / (margin * factor)).clamp(max=LARGEST_GAIN)
             layer.local.weight[width:] *= gain.view(-1, 1, 1, 1)
             layer.local.bias[width:] *= gain
             layer.spatial.weight /= gain.view(-1, 1, 1, 1)
 
-            layer.output_bound = margin * float(outputs[k].mean())
-            gain = (layer.output_bound / (margin * outputs[k])).clamp(max=LARGEST_FACTOR)
-            layer.project.weight *= gain.view(-1, 1, 1, 1)
-            layer.project.bias *= gain
-            network.msff.weight[:, k * width : (k + 1) * width] /= gain.view(1, -1, 1, 1)
-            if k + 1 < len(body):
-                body[k + 1].sml.sau.proj.weight /= gain.view(1, -1, 1, 1)
+            layer.product_bound = margin * float(products[k].mean())
+            gain = (layer.product_bound / (margin * products[k])).clamp(max=LARGEST_GAIN)
+            layer.spatial.weight *= gain.view(-1, 1, 1, 1)
+            layer.spatial.bias *= gain
+            layer.project.weight /= gain.view(1, -1, 1, 1)
             rows.append(
                 {
                     "module": k,
                     "bound": round(layer.bound, 3),
-                    "differ": round(float(spatial.max() / spatial.min()), 1),
-                    "output_bound": round(layer.output_bound, 3),
-                    "outputs_differ": round(float(outputs[k].max() / outputs[k].min()), 1),
+                    "factors_differ": round(float(factor.max() / factor.min()), 1),
+                    "product_bound": round(layer.product_bound, 3),
+                    "products_differ": round(float(products[k].max() / products[k].min()), 1),
                 }
             )
     return rows
 
 
 def _reached(network: Gmin, images: Sequence[TrainingImage]) -> tuple[list[Any], list[Any]]:
-    """Of each module the largest factors (2C,), what is gated counted where it is positive, and outputs (C,)."""
+    """Of each module the largest factors (2C,), what is gated counted where it is positive, and products (C,)."""
     import torch
 
     body: Any = network.body
-    factors, outputs = ([torch.zeros(1)] * len(body) for _ in range(2))
+    factors, products = ([torch.zeros(1)] * len(body) for _ in range(2))
     handles = []
     for k, module in enumerate(body):
 
@@ -144,17 +143,17 @@ def _reached(network: Gmin, images: Sequence[TrainingImage]) -> tuple[list[Any],
             largest = torch.cat((gated, spatial.abs().amax(dim=(0, 2, 3)))).clamp(max=bound)
             factors[k] = torch.maximum(factors[k], largest)
 
-        def output(_module: Any, _inputs: Any, y: Any, k: int = k) -> None:
-            outputs[k] = torch.maximum(outputs[k], y.abs().amax(dim=(0, 2, 3)))
+        def product(_module: Any, inputs: Any, k: int = k) -> None:
+            products[k] = torch.maximum(products[k], inputs[0].abs().amax(dim=(0, 2, 3)))
 
         handles.append(module.egsfn.local.register_forward_hook(factor))
-        handles.append(module.register_forward_hook(output))
+        handles.append(module.egsfn.project.register_forward_pre_hook(product))
     with torch.no_grad():
         for image in images:
             network(torch.from_numpy(image.lr.copy()).permute(2, 0, 1)[None].float() / 255)
     for handle in handles:
         handle.remove()
-    return factors, outputs
+    return factors, products
 
 
 if __name__ == "__main__":

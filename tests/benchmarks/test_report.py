@@ -99,12 +99,12 @@ def test_fp32_is_shipped_where_int8_is_slower() -> None:
 
 
 def test_little_training_is_said_and_good_training_is_not() -> None:
-    (remark,) = [r for r in verdict([*FILES, LKDN], "Set5").remarks if "trained" in r]
+    (remark,) = [r for r in verdict([*FILES, LKDN], "Set5").remarks if "training" in r]
     assert "30.80 dB on Set5, 1.59 dB below LKDN" in remark
     assert "its paper prints 27.67 dB on BSD100" in remark
     assert "1.30 times the FP32 time" in remark
     trained = replace(BASE, measured={"Set5": Score(32.38, 0.898)})
-    assert not [r for r in verdict([trained, *FILES[1:], LKDN], "Set5").remarks if "trained" in r]
+    assert not [r for r in verdict([trained, *FILES[1:], LKDN], "Set5").remarks if "training" in r]
 
 
 def test_without_times_nothing_is_recommended() -> None:
@@ -187,7 +187,7 @@ def test_what_is_absent_is_said_beside_what_is_published(report: Report) -> None
     row = next(line for line in markdown.splitlines() if line.startswith("| HNCT"))
     assert "weights not present" in row
     assert [cell.strip() for cell in row.split("|")][5:8] == ["–", "32.31", "–"]
-    assert "little trained" in next(line for line in markdown.splitlines() if line.startswith("| GMIN"))
+    assert "with less training" in next(line for line in markdown.splitlines() if line.startswith("| GMIN"))
     assert "weights not present" in page
     assert "HNCT (published)" in page
 
@@ -233,7 +233,7 @@ def test_the_readme_is_changed_between_the_markers_only(report: Report, tmp_path
     assert report.verdict.sentence in text
     assert "2026-01-02, 03:04 UTC on a made-up processor, 2 threads" in text
     assert "GMIN's weights: SHA-256 made up" in text
-    assert "little trained" in next(line for line in text.splitlines() if line.startswith("| GMIN"))
+    assert "with less training" in next(line for line in text.splitlines() if line.startswith("| GMIN"))
     for part in text.split("\n\n"):
         if part.startswith("|"):
             assert len({line.count("|") for line in part.strip().splitlines()}) == 1

@@ -62,7 +62,7 @@ def test_scores_change_and_times_stay(earlier: Path, tmp_path: Path) -> None:
 
     text = block(after)
     assert "weights: SHA-256 before." in text
-    assert "SHA-256 after, scored 2031-02-03 on a made-up processor" in text
+    assert "of other weights: SHA-256 after, scored 2031-02-03 on a made-up processor" in text
     assert "Everything else comes from one command" in text
     assert f"OpenVINO 2026.4.1, CPU (bf16) ({NOT_SCORED}) | – | – |" in text
     assert "2031-02-03" in figure(after)

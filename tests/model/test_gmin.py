@@ -122,12 +122,28 @@ def test_shipped_weights_keep_every_flat_colour(scale: int) -> None:
     assert (answers - colours)[..., inside, inside].abs().max() * 255 < 1
 
 
+def test_shipped_weights_answer_full_contrast_from_pixel_to_pixel() -> None:
+    """Weights before these gave up to 148,977 here."""
+    model = load_checkpoint(create("gmin_x4"), ROOT / "model/weights/gmin_x4.safetensors")
+    draw, side = torch.Generator().manual_seed(0), torch.arange(64)
+    patterns = {
+        "checks": ((side[:, None] + side) % 2).expand(1, 3, 64, 64),
+        "stripes": (side % 2).expand(1, 3, 64, 64),
+        "wide stripes": (side // 2 % 2).expand(1, 3, 64, 64),
+        "black and white noise": (torch.rand(1, 1, 64, 64, generator=draw) > 0.5).expand(1, 3, 64, 64),
+        "colour noise": torch.rand(1, 3, 96, 96, generator=draw),
+    }
+    with torch.inference_mode():
+        largest = {name: float((model(pattern.float()) - 0.5).abs().max()) for name, pattern in patterns.items()}
+    assert max(largest.values()) < 2.5, largest
+
+
 def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
     model = create("gmin_x4")
     body = model.get_submodule("body")
     assert [module.egsfn.bound for module in body.children()] == [20.0] + [8.0] * 6
     for module in body.children():
-        module.egsfn.bound, module.egsfn.output_bound = 0.25, 0.125
+        module.egsfn.bound, module.egsfn.product_bound = 0.25, 0.125
     save_checkpoint(model.state_dict(), tmp_path / "tight.safetensors", metadata={})
     image = torch.rand(1, 3, 12, 12)
     loaded = load_checkpoint(create("gmin_x4"), tmp_path / "tight.safetensors")
@@ -135,13 +151,13 @@ def test_bounds_are_part_of_the_weights(tmp_path: Path) -> None:
         expected = model(image)
         assert torch.equal(loaded(image), expected)
         assert torch.equal(copy.deepcopy(loaded)(image), expected)
-    assert [module.egsfn.output_bound for module in loaded.get_submodule("body").children()] == [0.125] * 7
+    assert [module.egsfn.product_bound for module in loaded.get_submodule("body").children()] == [0.125] * 7
 
     before = {key: value for key, value in model.state_dict().items() if not key.endswith("bound")}
     save_checkpoint(before, tmp_path / "before.safetensors", metadata={})
     old = load_checkpoint(loaded, tmp_path / "before.safetensors")
     assert [module.egsfn.bound for module in old.get_submodule("body").children()] == [20.0] + [8.0] * 6
-    assert [module.egsfn.output_bound for module in old.get_submodule("body").children()] == [inf] * 7
+    assert [module.egsfn.product_bound for module in old.get_submodule("body").children()] == [inf] * 7
 
 
 def test_no_pattern_overflows() -> None:

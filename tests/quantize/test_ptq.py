@@ -62,7 +62,7 @@ def test_methods(script: Script, fp32_onnx: Path, patch_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("target", FLAVOURS)
 def test_the_shipped_files_keep_pure_colours_and_gradients_to_a_level(target: str) -> None:
-    """Away from the border, where the little-trained FP32 network itself does not keep them."""
+    """Away from the border, where the FP32 network itself does not keep them."""
     inside = slice(32, -32)
     for colour in np.array(list(itertools.product((0, 1), repeat=3)), np.float32):
         batch = np.tile(colour[None, :, None, None], (1, 1, 32, 32))
