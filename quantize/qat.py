@@ -91,7 +91,7 @@ def fine_tune(
         raise UserError("An INT8 graph is not trained in bfloat16: cpu_kernels is torch, fp32 or auto here.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    session = open_session(reference)
+    session = open_session(reference, threads=options.threads)  # idle ones spin, which costs runs beside this one
     (graph_input,) = session.get_inputs()
 
     def teach(lr: Tensor) -> Tensor:

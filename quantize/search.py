@@ -130,12 +130,14 @@ def decibels(mse: float) -> float:
     return float(-10 * np.log10(max(mse, 1e-12)))
 
 
-def open_session(model: ModelProto, *, profile: Path | None = None) -> Any:
-    """The graph in ONNX Runtime on the CPU."""
+def open_session(model: ModelProto, *, profile: Path | None = None, threads: int | None = None) -> Any:
+    """The graph in ONNX Runtime on the CPU, with as many threads as the library likes unless told."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
