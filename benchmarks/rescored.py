@@ -28,8 +28,8 @@ NOT_SCORED = "not scored with these weights"
 def rescore(report: Report, scores: Sequence[Path], *, weights: str) -> Report:
     """The report with other scores of GMIN's files, its times and the other networks as they were.
 
-    A file that was not scored in the engine that timed it gets its score in ONNX Runtime with a remark that says so, as
-    both compute the same integers; what was computed in bf16 then has no score at all.
+    An INT8 file that was not scored in OpenVINO gets its score in ONNX Runtime, with a remark that says so: both
+    multiply the same integers, and round differently in between. What is computed in bf16 then has no score at all.
 
     Args:
         report: to change.
@@ -57,16 +57,15 @@ def rescore(report: Report, scores: Sequence[Path], *, weights: str) -> Report:
     def scored(row: Row) -> Row:
         if row.kind != "file" or row.engine is None:
             return row
-        back_end, file = row.engine.split(":", 1)
-        remark, engine = "", row.engine
-        if any((engine, name) not in found for name in report.sets):
-            computed_as_written = back_end == "openvino" and row.target is not None
-            remark, engine = (IN_ONNX_RUNTIME, f"ort:{file}") if computed_as_written else (NOT_SCORED, "")
-        if engine and any((engine, name) not in found for name in report.sets):
-            remark, engine = NOT_SCORED, ""
-        results = {name: found[engine, name] for name in report.sets} if engine else {}
-        measured = {name: Score(result["psnr_y_db"], result["ssim_y"]) for name, result in results.items()}
-        return replace(row, measured=measured, remark=remark)
+        ways = [(row.engine, "")]
+        if row.engine.startswith("openvino:") and row.target is not None:
+            ways.append((row.engine.replace("openvino:", "ort:", 1), IN_ONNX_RUNTIME))
+        for engine, remark in ways:
+            if all((engine, name) in found for name in report.sets):
+                results = {name: found[engine, name] for name in report.sets}
+                measured = {name: Score(result["psnr_y_db"], result["ssim_y"]) for name, result in results.items()}
+                return replace(row, measured=measured, remark=remark)
+        return replace(row, measured={}, remark=NOT_SCORED)
 
     rows = [scored(row) for row in report.rows]
     base = rows[0].measured

@@ -4,7 +4,7 @@ python training/bounds.py model/weights/gmin_x4.safetensors -o bounded.safetenso
 
 GMIN multiplies activations and has neither norms nor skips. Where a picture that training did not show (flat pink,
 checks of one pixel) makes a channel three times larger than any photograph does, the next module makes it ten times
-larger, and the last one gives noise. A limit on each channel ends that at the first step. One number for a whole
+larger, and the last one gives noise. A limit on each channel keeps the excess from growing. One number for a whole
 module is too loose: what its channels reach differs by up to eighteen times. So channels are scaled until all need the
 same, which changes nothing else (the layers before and after are linear in them; the idea is that of cross-layer
 equalization, Nagel et al. 2019), and ``model.gmin.Bounded`` limits them at that.
