@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from quantize.placement import Affine
+
 LEVEL = np.float32(1 / 255)
 """Distance of two levels of an 8-bit picture on [0, 1]."""
 CENTRE = np.float32(128 / 255)
@@ -102,6 +104,18 @@ def means_by_pooling(model: ModelProto) -> int:
     return count
 
 
+def clip_bounds(model: ModelProto) -> dict[str, tuple[float, float]]:
+    """Outputs of the ``Clip`` nodes with constant bounds around 0, and those bounds."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Clip" and len(node.input) == 3 and set(node.input[1:]) <= set(constants):
+            low, high = (float(numpy_helper.to_array(constants[name])) for name in node.input[1:])
+            if low <= 0 <= high:
+                found[node.output[0]] = low, high
+    return found
+
+
 def drop_idle_clips(model: ModelProto) -> int:
     """Remove each ``Clip`` that only quantizers read whose own range lies within its bounds, in place; exact.
 
@@ -111,6 +125,7 @@ def drop_idle_clips(model: ModelProto) -> int:
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {output.name for output in graph.output}
+    bounds = clip_bounds(model)
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -123,19 +138,15 @@ def drop_idle_clips(model: ModelProto) -> int:
         if quantizer.op_type != "QuantizeLinear" or not set(quantizer.input[1:]) <= set(constants):
             return False
         scale, zero = value(quantizer.input[1]), value(quantizer.input[2])
-        limits = np.iinfo(zero.dtype)
-        ends = float(scale) * (limits.min - int(zero)), float(scale) * (limits.max - int(zero))
-        return low <= ends[0] and ends[1] <= high
+        affine = Affine(np.float32(scale), int(zero), "int8" if zero.dtype == np.int8 else "uint8")
+        return bool(affine.scale <= affine.largest_scale(low, high))
 
     idle = []
     for node in graph.node:
-        read = readers.get(node.output[0], [])
-        if node.op_type != "Clip" or node.output[0] in outputs or not read:
+        name = node.output[0]
+        if name not in bounds or name in outputs or name not in readers:
             continue
-        if len(node.input) != 3 or not set(node.input[1:]) <= set(constants):
-            continue
-        low, high = (float(value(name)) for name in node.input[1:])
-        if all(within(quantizer, low, high) for quantizer in read):
+        if all(within(quantizer, *bounds[name]) for quantizer in readers[name]):
             idle.append(node)
     for node in idle:
         for reader in readers[node.output[0]]:

@@ -24,6 +24,14 @@ class Affine:
     zero_point: int
     dtype: Literal["int8", "uint8"]
 
+    def largest_scale(self, low: float, high: float) -> np.float32:
+        """The scale up to which no level lies outside [low, high], which contains 0."""
+        limits = np.iinfo(self.dtype)
+        below, above = self.zero_point - limits.min, limits.max - self.zero_point
+        exact = np.float32(min(-low / below if below else np.inf, high / above if above else np.inf))
+        not_above: np.float32 = np.nextafter(exact, np.float32(0))
+        return not_above
+
 
 def insert_qdq(
     model: ModelProto,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from onnx import ModelProto
@@ -21,13 +21,23 @@ from quantize.graph import (
     sums_before,
     tail,
 )
-from quantize.passes import LEVEL, centre_input_on_levels, drop_idle_clips, insert_centred_input, means_by_pooling
+from quantize.passes import (
+    LEVEL,
+    centre_input_on_levels,
+    clip_bounds,
+    drop_idle_clips,
+    insert_centred_input,
+    means_by_pooling,
+)
 from quantize.placement import Affine, insert_qdq
 from quantize.ranges import Method, choose_range, scale_and_zero_point
 
 if TYPE_CHECKING:
     from quantize.patches import Patches
     from quantize.ptq import Target
+
+_CUT = 0.1
+"""Share of a tensor's range that is given up to bring its levels within the ``Clip`` before it, which then goes."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +134,13 @@ def make_plan(
     statistics = collect_statistics(prepared, sorted(watched - set(exact)), patches.batches())
     dtype: Literal["int8", "uint8"] = "int8" if target == "tensorrt" else "uint8"
     activations = dict(exact)
+    bounds = clip_bounds(prepared)
     for name, kept in statistics.items():
         low, high = choose_range(kept, method, symmetric=dtype == "int8")
-        activations[name] = Affine(*scale_and_zero_point(low, high, dtype), dtype)
+        affine = Affine(*scale_and_zero_point(low, high, dtype), dtype)
+        if name in bounds and (1 - _CUT) * affine.scale < (largest := affine.largest_scale(*bounds[name])):
+            affine = replace(affine, scale=min(affine.scale, largest))
+        activations[name] = affine
     shared = {
         part: whole
         for part, whole in (shared_levels(prepared).items() if everywhere else ())

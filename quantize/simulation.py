@@ -10,6 +10,7 @@ rounding left over.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from quantize.placement import Affine
+from quantize.passes import clip_bounds
 from quantize.plan import Plan
 from runtime.errors import UserError
 from training.depthwise import can_do, depthwise
@@ -63,6 +64,11 @@ class SimulatedGraph(nn.Module):
         self._scale = {
             name: self._keep(torch.tensor(float(affine.scale), dtype=torch.float64))
             for name, affine in plan.activations.items()
+        }
+        self._largest = {
+            name: float(largest)
+            for name, bounds in clip_bounds(plan.model).items()
+            if (affine := plan.activations.get(name)) and affine.scale <= (largest := affine.largest_scale(*bounds))
         }
         self._moves: dict[str, int] = {}
         self.scale_moves, self.weight_moves, self.bias_moves = (nn.ParameterList() for _ in range(3))
@@ -123,12 +129,19 @@ class SimulatedGraph(nn.Module):
         place = self._moves.get(self._plan.shared.get(name, name))
         return None if place is None else self.scale_moves[place]
 
+    def _most(self, name: str) -> float:
+        """The scale at which a tensor's levels reach the bounds of the ``Clip`` that gives it, if they do not yet.
+
+        A level past them would do nothing but keep that ``Clip``, a step of its own, in the file.
+        """
+        return self._largest.get(self._plan.shared.get(name, name), math.inf)
+
     def _round(self, name: str, x: Tensor) -> Tensor:
         affine = self._plan.activations[name]
-        low, high = (-127, 127) if affine.dtype == "int8" else (-affine.zero_point, 255 - affine.zero_point)
+        low, high = (-128, 127) if affine.dtype == "int8" else (-affine.zero_point, 255 - affine.zero_point)
         scale, move = self.get_buffer(self._scale[name]).float(), self._move(name)
         if move is not None:
-            scale = scale * move.exp()
+            scale = (scale * move.exp()).clamp(max=self._most(name))
         result: Tensor = _Round.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
         return result
 
@@ -165,7 +178,7 @@ class SimulatedGraph(nn.Module):
         for name, affine in self._plan.activations.items():
             if (move := self._move(name)) is not None:
                 scale = float(self.get_buffer(self._scale[name])) * float(move.detach().exp())
-                activations[name] = Affine(np.float32(scale), affine.zero_point, affine.dtype)
+                activations[name] = dataclasses.replace(affine, scale=np.float32(min(scale, self._most(name))))
         return dataclasses.replace(self._plan, model=model, activations=activations)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, helper, numpy_helper
 
 from quantize.patches import Patches
 from quantize.plan import make_plan
@@ -36,6 +36,42 @@ def test_learning_brings_the_file_nearer_to_fp32(tiny: ModelProto, few: Patches,
     assert plan.build().SerializeToString(deterministic=True) == before, "the plan given stays as it was"
     again = tune(plan, (), few, steps=60)
     assert again.build().SerializeToString(deterministic=True) == tuned.build().SerializeToString(deterministic=True)
+
+
+def _clipped(model: ModelProto, low: float, high: float) -> ModelProto:
+    for tensor in model.graph.initializer:
+        if tensor.name in ("low", "high"):
+            value = np.float32(low if tensor.name == "low" else high)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_learnt_scales_stay_within_the_clips_before_them(tiny: ModelProto, few: Patches, target: str) -> None:
+    plan = make_plan(_clipped(tiny, -0.25, 0.25), few, target=target, float_tail=False)
+    simulated = SimulatedGraph(plan, ())
+    with torch.no_grad():
+        for move in simulated.scale_moves:
+            move += 0.5
+    learnt = simulated.learnt()
+    assert learnt.activations["t4"].scale > 1.6 * plan.activations["t4"].scale, "others move"
+    assert "Clip" not in {node.op_type for node in learnt.build().graph.node}
+    batch = torch.from_numpy(next(few.batches()))
+    with torch.no_grad():
+        off = simulated(batch) - SimulatedGraph(learnt, ())(batch)
+    assert off.abs().max() < 1e-5, "what was trained is kept"
+
+
+def test_clips_that_signed_levels_cannot_replace_stay(tiny: ModelProto, few: Patches) -> None:
+    plan = make_plan(_clipped(tiny, 0, 0.25), few, target="tensorrt", float_tail=False)
+    assert plan.activations["t6"].scale > 0.2 / 127
+    simulated = SimulatedGraph(plan, ())
+    with torch.no_grad():
+        for move in simulated.scale_moves:
+            move += 0.5
+    learnt = simulated.learnt()
+    assert learnt.activations["t6"].scale > 0.3 / 127
+    assert "Clip" in {node.op_type for node in learnt.build().graph.node}
 
 
 def test_float_layers_are_not_touched(tiny: ModelProto, few: Patches) -> None:
