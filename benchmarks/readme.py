@@ -12,7 +12,7 @@ from runtime.errors import UserError
 from runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
+    from benchmarks.report_data import Report
 
 BEGIN = "<!-- measured: begin. Made by benchmarks/report.py --readme; change the template, not this part. -->"
 END = "<!-- measured: end -->"
@@ -39,7 +39,7 @@ def update_readme(report: Report, path: Path) -> None:
     Raises:
         UserError: as ``check_readme``.
     """
-    from benchmarks.report import as_json
+    from benchmarks.report_data import as_json
 
     before, after = _parts(path)
     folder = path.parent

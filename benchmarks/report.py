@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ if not __package__:  # started as a file: import from the repository, not from t
 
 import typer
 
-from benchmarks.comparison import FULL, QUICK, SCALE, TARGETS, Plan, Row, Verdict, label_of
+from benchmarks.comparison import FULL, QUICK, SCALE, TARGETS, Plan, Row, label_of
 from benchmarks.protocol import size_from_text
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
 from runtime.errors import UserError
@@ -27,9 +27,9 @@ from runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from benchmarks.layers import LayerProfile
-    from benchmarks.pictures import Crop, Shown
+    from benchmarks.pictures import Crop
     from benchmarks.plots import Point
-    from benchmarks.published import Published
+    from benchmarks.report_data import Report, Slider
     from quantize.ptq import Target
     from runtime.environment import Environment
 
@@ -37,44 +37,6 @@ _HERE = Path(__file__).parent
 PHOTO = _HERE.parent / "data/chelsea.png"
 """Ours to show (CC0), so that a report can be published as it is; pictures of the benchmark sets could not."""
 PLOT_STYLE = _HERE / "plots.css"
-SCHEMA = 2
-"""2 has what other networks lose in INT8, and GMIN's weights."""
-
-
-@dataclass(frozen=True)
-class Slider:
-    """Two versions of one picture on top of each other."""
-
-    left: Shown
-    right: Shown
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything on the page. ``sets[0]`` is the set of the verdict and of the plots."""
-
-    command: str
-    quick: bool
-    sets: tuple[str, ...]
-    size: str
-    rounds: int
-    verdict: Verdict
-    rows: tuple[Row, ...]
-    published: tuple[Published, ...]
-    profiles: tuple[LayerProfile, ...]
-    sliders: tuple[Slider, ...]
-    crops: tuple[Crop, ...]
-    environment: Environment
-    protocol: dict[str, str]
-    warnings: tuple[str, ...]
-    weights: str
-    """Which weights GMIN had: part of the checkpoint's SHA-256."""
-    scored: str = ""
-    """When and where GMIN's files were scored, where that was not with everything else (``benchmarks.rescored``)."""
-    timed_weights: str = ""
-    """Which weights the times are of, where not of ``weights``."""
 
 
 def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
@@ -89,6 +51,7 @@ def make_report(plan: Plan, *, command: str, quiet: bool = True) -> Report:
     from benchmarks.latency import PROTOCOL as TIMING
     from benchmarks.layers import profile_layers
     from benchmarks.published import published
+    from benchmarks.report_data import Report
     from data.metrics import PROTOCOL as SCORING
     from runtime.engines.opening import MODELS
     from runtime.environment import available_cores, environment
@@ -149,6 +112,7 @@ def compare_pictures(files: Sequence[Row], name: str, threads: int) -> tuple[lis
     from benchmarks.comparison import ACCEPTED_DROP_DB
     from benchmarks.engines import open_any
     from benchmarks.pictures import Shown, crops, data_address
+    from benchmarks.report_data import Slider
     from data.metrics import psnr_y
     from data.sets import crop_to_multiple, downscale, from_batch, read_rgb, to_batch
 
@@ -328,76 +292,11 @@ def layer_table(profiles: Sequence[LayerProfile]) -> dict[str, Any] | None:
     }
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The report's figures for a machine, without the pictures."""
-    content = asdict(report)
-    for crop in content["crops"]:
-        for version in crop["versions"]:
-            del version["image"], version["difference"]
-    for slider in content["sliders"]:
-        for side in ("left", "right"):
-            slider[side] = {key: slider[side][key] for key in ("label", "psnr_y_db")}
-    return {"schema": SCHEMA, **content}
-
-
-def from_json(path: Path) -> Report:
-    """A report as ``as_json`` wrote it: everything but the pictures.
-
-    Raises:
-        UserError: the file is missing, or no report of this version.
-    """
-    import json
-
-    from benchmarks.comparison import Score
-    from benchmarks.layers import LayerProfile, LayerTime
-    from benchmarks.published import PublishedScore, published
-    from runtime.environment import Environment
-
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON.") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-        raise UserError(f"{path} is no report.json of this version: measure again.")
-    try:
-        verdict = Verdict(**content["verdict"] | {"remarks": tuple(content["verdict"]["remarks"])})
-        rows = tuple(
-            Row(
-                **row
-                | {
-                    "measured": {name: Score(**score) for name, score in row["measured"].items()},
-                    "published": {name: PublishedScore(**score) for name, score in row["published"].items()},
-                }
-            )
-            for row in content["rows"]
-        )
-        kept = {name: content[name] for name in ("command", "quick", "size", "rounds", "protocol", "weights")}
-        return Report(
-            **kept,
-            sets=tuple(content["sets"]),
-            verdict=verdict,
-            rows=rows,
-            published=tuple(published()),
-            profiles=tuple(
-                LayerProfile(**profile | {"layers": tuple(LayerTime(**layer) for layer in profile["layers"])})
-                for profile in content["profiles"]
-            ),
-            sliders=(),
-            crops=(),
-            environment=Environment(**content["environment"]),
-            warnings=tuple(content["warnings"]),
-            scored=content.get("scored", ""),
-            timed_weights=content.get("timed_weights", ""),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no report.json of this version: measure again.") from error
-
-
 def write_report(report: Report, folder: Path) -> Path:
     """Write ``report.html``, ``report.md`` and ``report.json`` into a folder, and return the page's path."""
     import json
+
+    from benchmarks.report_data import as_json
 
     page, markdown = render(report)
     texts = {"report.html": page, "report.md": markdown, "report.json": json.dumps(as_json(report), indent=1) + "\n"}
@@ -523,6 +422,7 @@ def main(
     import importlib.util
 
     from benchmarks.readme import check_readme, update_readme
+    from benchmarks.report_data import as_json, from_json
     from benchmarks.rescored import rescore
     from model.registry import describe
     from runtime.engines.opening import MODELS

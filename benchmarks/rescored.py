@@ -19,7 +19,7 @@ from benchmarks.comparison import Row, Score, verdict
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
+    from benchmarks.report_data import Report
 
 IN_ONNX_RUNTIME = "PSNR of this file in ONNX Runtime"
 NOT_SCORED = "not scored with these weights"

@@ -20,7 +20,8 @@ from benchmarks.layers import LayerProfile, LayerTime
 from benchmarks.pictures import Shown, crops, data_address
 from benchmarks.published import Published, PublishedScore
 from benchmarks.readme import BEGIN, END, block, check_readme, figure, update_readme
-from benchmarks.report import Report, Slider, as_json, from_json, int8_lines, network_rows, render, write_report
+from benchmarks.report import int8_lines, network_rows, render, write_report
+from benchmarks.report_data import Report, Slider, as_json, from_json
 from runtime.environment import Environment
 from runtime.errors import UserError
 from tests.benchmarks.chromium import Page, installed

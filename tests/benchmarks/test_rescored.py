@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.readme import block, figure
-from benchmarks.report import from_json
+from benchmarks.report_data import from_json
 from benchmarks.rescored import IN_ONNX_RUNTIME, NOT_SCORED, rescore
 from runtime.errors import UserError
 from tests.conftest import ROOT, Script
