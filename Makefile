@@ -34,6 +34,7 @@ models: .venv/dev  ## three quarters of an hour: make the shipped files again fr
 	$(BIN)/python quantize/qat.py $(MODEL).onnx -o $(MODEL)_int8.onnx --target tensorrt --run runs/qat_tensorrt
 	$(BIN)/python quantize/qat.py $(MODEL).onnx -o $(MODEL)_int8_cpu.onnx --target cpu $(KEPT:%=--keep-float %) --run runs/qat_cpu
 	$(BIN)/python quantize/qat.py $(MODEL).onnx -o $(MODEL)_int8_openvino.onnx --target openvino --run runs/qat_openvino
+	$(BIN)/python benchmarks/before_after.py data/chelsea.png -o docs/images/chelsea_before_after.png --engine ort:$(MODEL)_int8_cpu.onnx --part 96x72 --at 120,80
 
 endurance: .venv/dev  ## a quarter of an hour: 200 kills over 100 pictures, 100 over a video, and 500 pictures in one process
 	$(BIN)/python benchmarks/interruptions.py --kills 200 --pictures 100
