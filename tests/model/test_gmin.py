@@ -122,9 +122,10 @@ def test_shipped_weights_keep_every_flat_colour(scale: int) -> None:
     assert (answers - colours)[..., inside, inside].abs().max() * 255 < 1
 
 
-def test_shipped_weights_answer_full_contrast_from_pixel_to_pixel() -> None:
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_shipped_weights_answer_full_contrast_from_pixel_to_pixel(scale: int) -> None:
     """Weights before these gave up to 148,977 here."""
-    model = load_checkpoint(create("gmin_x4"), ROOT / "model/weights/gmin_x4.safetensors")
+    model = load_checkpoint(create(f"gmin_x{scale}"), ROOT / f"model/weights/gmin_x{scale}.safetensors")
     draw, side = torch.Generator().manual_seed(0), torch.arange(64)
     patterns = {
         "checks": ((side[:, None] + side) % 2).expand(1, 3, 64, 64),
