@@ -29,7 +29,7 @@ format: .venv/dev
 
 # what a search for a drop of 0.043 dB chose on a processor with VNNI; node_mul_783 is the last product, of LKA
 KEPT := node_add_25 node_conv2d node_gelu_1 node_mul_71 node_mul_783 node_silu
-models: .venv/dev  ## three quarters of an hour: make the shipped files again from the weights (needs the calibration and training pictures)
+models: .venv/dev  ## two hours: make the shipped files again from the weights (needs the calibration and training pictures)
 	$(BIN)/python export/to_onnx.py --ckpt model/weights/gmin_x4.safetensors -o $(MODEL).onnx
 	$(BIN)/python quantize/qat.py $(MODEL).onnx -o $(MODEL)_int8.onnx --target tensorrt --run runs/qat_tensorrt
 	$(BIN)/python quantize/qat.py $(MODEL).onnx -o $(MODEL)_int8_cpu.onnx --target cpu $(KEPT:%=--keep-float %) --run runs/qat_cpu

@@ -119,11 +119,14 @@ def quantized(name: str, target: Target, patches: Patches | None = None) -> tupl
         from quantize.graph import read_onnx
         from quantize.plan import make_plan
         from quantize.ptq import improve
+        from quantize.refit import refit_tail
 
-        plan = make_plan(read_onnx(source), chosen, target=target)
+        reference = read_onnx(source)
+        plan = make_plan(reference, chosen, target=target)
         # random weights have no quality to lose
         plan, found = improve(plan, chosen, max_drop=None if label == RANDOM else MAX_DROP_DB)
-        content = plan.build(found.floats if found else ()).SerializeToString(deterministic=True)
+        floats = found.floats if found else ()
+        content = refit_tail(plan, reference, chosen, floats).build(floats).SerializeToString(deterministic=True)
         with atomic_write(path) as stream:
             stream.write(content)
     return path, label

@@ -224,14 +224,19 @@ def write_quantized(
     floats: Collection[str] = (),
     timed: bool = False,
 ) -> Quantized:
-    """Write the file of a plan with float layers, those ``found`` or ``floats``, and score it on held-out patches."""
+    """Write the file of a plan with float layers, those ``found`` or ``floats``, and score it on held-out patches.
+
+    Its last convolution, where float, is fitted to the others first.
+    """
     import onnx
 
-    from quantize.graph import convolutions
+    from quantize.graph import convolutions, read_onnx
     from quantize.lint import lint_for_tensorrt
+    from quantize.refit import refit_tail
     from quantize.timing import time_everywhere
 
-    result = plan.build(found.floats if found else floats)
+    kept = found.floats if found else tuple(floats)
+    result = refit_tail(plan, read_onnx(source), patches, kept).build(kept)
     if plan.target == "tensorrt" and (faults := lint_for_tensorrt(result)):
         raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
     content = result.SerializeToString(deterministic=True)

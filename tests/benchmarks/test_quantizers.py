@@ -129,7 +129,7 @@ def test_script(script: Script, patch_folder: Path, tmp_path: Path) -> None:
         assert rows["ort", "openvino"]["note"].startswith("refused: ")
     given = rows["gmin_x4_int8_openvino", "openvino"]
     assert given["quantizer"] == "gmin_x4_int8_openvino.onnx"
-    assert given["setting"] == "400 steps of training, mse, DIV2K"
+    assert given["setting"] == "800 steps of training, mse, DIV2K"
     assert given["median_ms"] > 0
     assert rows["modelopt", None]["note"].startswith("not run: it pins onnx")
     if NNCF:
