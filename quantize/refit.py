@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FLAT_SHARE = 0.1
 """Of flat colours, relative to pictures: these hardly hold any, and there an error of a level is seen."""
 _FLAT_SIDE = 24
+PICTURES = 64
+"""Calibration pictures that are fitted to, at most: 262,144 pixels for the 577 inputs of each of GMIN's outputs."""
 _HOLD = 1e-4
 """By which the old weights hold, relative to the mean square of what they multiply."""
 
@@ -37,7 +39,7 @@ def refit_tail(plan: Plan, reference: ModelProto, patches: Patches, floats: Coll
     Args:
         plan: as calibrated, tuned or trained; left unchanged.
         reference: the FP32 graph that the plan was made of.
-        patches: their calibration pictures are fitted to, and 64 flat colours.
+        patches: the first of their calibration pictures are fitted to, and 64 flat colours.
         floats: units that stay float in the file that will be built.
 
     Returns:
@@ -54,7 +56,7 @@ def refit_tail(plan: Plan, reference: ModelProto, patches: Patches, floats: Coll
     old = np.concatenate([weight.reshape(outputs, size), bias[:, None]], axis=1).T
 
     sums = []
-    for pictures in (patches.batches(), _flat_colours()):
+    for pictures in (itertools.islice(patches.batches(), PICTURES), _flat_colours()):
         squares, missed, pixels = np.zeros((size + 1, size + 1)), np.zeros((size + 1, outputs)), 0
         for picture in pictures:
             read = _neighbourhoods(features(picture), weight.shape[2:], _padding(last))
