@@ -173,17 +173,13 @@ def quantize_model(
 def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, float, float]:
     """(PSNR of candidate against reference, luma PSNR of reference, of candidate against HR), means in dB."""
     import numpy as np
-    import onnxruntime
+    import onnx
 
     from data.metrics import psnr, psnr_y
     from data.sets import from_batch, to_batch
+    from quantize.search import open_session
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    sessions = [
-        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        for content in (reference, candidate)
-    ]
+    sessions = [open_session(onnx.load_model_from_string(content)) for content in (reference, candidate)]
     rows = []
     for pair in patches.judges():
         batch = to_batch(pair.lr)
@@ -223,10 +219,11 @@ def write_quantized(
     max_drop: float | None,
     floats: Collection[str] = (),
     timed: bool = False,
+    fitted: bool = True,
 ) -> Quantized:
     """Write the file of a plan with float layers, those ``found`` or ``floats``, and score it on held-out patches.
 
-    Its last convolution, where float, is fitted to the others first.
+    Its last convolution, where float, is first ``fitted`` to FP32's answer: not where the plan learnt another one.
     """
     import onnx
 
@@ -236,7 +233,9 @@ def write_quantized(
     from quantize.timing import time_everywhere
 
     kept = found.floats if found else tuple(floats)
-    result = refit_tail(plan, read_onnx(source), patches, kept).build(kept)
+    if fitted:
+        plan = refit_tail(plan, read_onnx(source), patches, kept)
+    result = plan.build(kept)
     if plan.target == "tensorrt" and (faults := lint_for_tensorrt(result)):
         raise RuntimeError(f"the quantized graph would not pass TensorRT: {faults}")
     content = result.SerializeToString(deterministic=True)

@@ -223,6 +223,7 @@ def main(
         effort="qat",
         max_drop=max_drop,
         floats=floats,
+        fitted=options.teacher is None,
     )
     tell(report, learnt, page, quiet=quiet, json_target=json_target)
 

@@ -65,7 +65,7 @@ def refit_tail(plan: Plan, reference: ModelProto, patches: Patches, floats: Coll
             missed += read.T @ (wanted - read @ old.astype(np.float32))
             pixels += len(read)
         sums.append((squares / pixels, missed / pixels))
-    new = (old + _change(*sums)).T.astype(np.float32)
+    new = (old + change(*sums)).T.astype(np.float32)
 
     model = ModelProto()
     model.CopyFrom(plan.model)
@@ -76,7 +76,7 @@ def refit_tail(plan: Plan, reference: ModelProto, patches: Patches, floats: Coll
     return dataclasses.replace(plan, model=model)
 
 
-def _change(
+def change(
     pictures: tuple[NDArray[np.float64], NDArray[np.float64]], flat: tuple[NDArray[np.float64], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     """What to add to the weights, (inputs, outputs), from mean products of inputs with themselves and with errors.

@@ -59,7 +59,7 @@ def tensor_reports(plan: Plan, floats: tuple[str, ...]) -> list[TensorReport]:
 
 
 def _tensor(name: str, units: tuple[str, ...], affine: Affine, seen: TensorStatistics) -> TensorReport:
-    first, last = (-127, 127) if affine.dtype == "int8" else (0, 255)
+    first, last = (-128, 127) if affine.dtype == "int8" else (0, 255)
     scale = float(affine.scale)
     low, high = (first - affine.zero_point) * scale, (last - affine.zero_point) * scale
     values, counts = seen.centres(), seen.counts

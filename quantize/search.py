@@ -131,11 +131,15 @@ def decibels(mse: float) -> float:
 
 
 def open_session(model: ModelProto, *, profile: Path | None = None, threads: int | None = None) -> Any:
-    """The graph in ONNX Runtime on the CPU, with as many threads as the library likes unless told."""
+    """The graph in ONNX Runtime on the CPU, as the runtime opens it, with as many threads as it likes unless told."""
     import onnxruntime
+
+    from runtime.environment import sums_overflow
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if sums_overflow():  # the library's faster kernels saturate there: what is judged must be what is shown
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads:
         options.intra_op_num_threads = threads
     if profile is not None:

@@ -132,7 +132,8 @@ class SimulatedGraph(nn.Module):
     def _most(self, name: str) -> float:
         """The scale at which a tensor's levels reach the bounds of the ``Clip`` that gives it, if they do not yet.
 
-        A level past them would do nothing but keep that ``Clip``, a step of its own, in the file.
+        A level past them would do nothing but keep that ``Clip``, a step of its own, in the file. A scale that training
+        drives there stays there: no gradient brings it back.
         """
         return self._largest.get(self._plan.shared.get(name, name), math.inf)
 
