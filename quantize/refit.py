@@ -86,11 +86,11 @@ def change(
     for share in (FLAT_SHARE, FLAT_SHARE / 10, 0.0):
         squares, missed = (a + share * b for a, b in zip(pictures, flat, strict=True))
         hold = _HOLD * np.trace(squares) / len(squares) * np.eye(len(squares))
-        change = np.linalg.solve(squares + hold, missed)
-        gained = 2 * (change * pictures[1]).sum() - (change * (pictures[0] @ change)).sum()
+        added = np.linalg.solve(squares + hold, missed)
+        gained = 2 * (added * pictures[1]).sum() - (added * (pictures[0] @ added)).sum()
         if gained > 0:
             break
-    return change
+    return added
 
 
 def _fits(plan: Plan, last: NodeProto, floats: Collection[str]) -> bool:
