@@ -16,6 +16,7 @@ if not __package__:  # started as a file: import from the repository, not from t
 import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, table, write_json
+from runtime.errors import UserError
 from runtime.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -46,17 +47,28 @@ class Accuracy:
 
 
 def score(engine: Engine, images: ImageSet, *, quiet: bool = True) -> tuple[Accuracy, list[ImageScore]]:
-    """Run every picture of a set, whole, through an engine and score it against HR by the protocol."""
+    """Run every picture of a set, whole, through an engine and score it against HR by the protocol.
+
+    Raises:
+        UserError: a picture is too small for the engine, or for SSIM.
+    """
     from tqdm import tqdm
 
-    from data.metrics import psnr_y, ssim_y
+    from data.metrics import SSIM_WINDOW, psnr_y, ssim_y
     from data.sets import from_batch, to_batch
 
     scores = []
     bar = tqdm(images, desc=engine.info.engine, unit="picture", leave=False, disable=True if quiet else None)
+    crop = images.scale
+    least = max(SSIM_WINDOW + 2 * crop, crop * engine.info.minimum_size)
     for pair in bar:
+        height, width = pair.hr.shape[:2]
+        if min(height, width) < least:
+            raise UserError(
+                f"{pair.name} of {images.name} has {width}x{height} pixels; to be scored with {engine.info.engine} at "
+                f"x{crop} it needs {least} a side."
+            )
         result = from_batch(engine.infer(to_batch(pair.lr)))
-        crop = images.scale
         scores.append(ImageScore(pair.name, psnr_y(result, pair.hr, crop=crop), ssim_y(result, pair.hr, crop=crop)))
     mean = Accuracy(
         engine=engine.info.engine,

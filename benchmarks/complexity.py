@@ -86,6 +86,8 @@ def complexity(
 
     model, network = torch_network(spec, weights=False)
     size = given or _input(output, network.scale)
+    if min(size.width, size.height) < network.minimum_size:
+        raise UserError(f"{spec} takes no input smaller than {network.minimum_size} pixels, and not {size}.")
     folding = folded and can_fold(model)
     if folding:
         model = fold(model)

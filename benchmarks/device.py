@@ -48,7 +48,7 @@ def perform(name: str, script: str, *arguments: str, output: Path) -> Step:
     try:
         done = subprocess.run(  # noqa: S603 - our own scripts, arguments as a list
             [sys.executable, str(ROOT / script), *command[1:]],
-            capture_output=True, text=True, timeout=STEP_TIMEOUT_S, cwd=ROOT, check=False,
+            capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False,
         )  # fmt: skip
         code, said = done.returncode, done.stderr.strip().splitlines()
     except subprocess.TimeoutExpired:

@@ -15,6 +15,8 @@ PROTOCOL = (
     "BT.601 studio luma (65.481, 128.553, 24.966, +16), unrounded; scale pixels cropped at each border; "
     "PSNR with peak 255; SSIM 11x11 Gaussian, sigma 1.5, valid region"
 )
+SSIM_WINDOW = 11
+"""Side in pixels of the smallest picture that SSIM is defined for."""
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 
@@ -39,9 +41,11 @@ def ssim_y(result: NDArray[np.uint8], reference: NDArray[np.uint8], *, crop: int
     import cv2
 
     a, b = _luma_cropped(result, crop), _luma_cropped(reference, crop)
-    if min(a.shape) < 11:
-        raise ValueError(f"SSIM needs at least 11 x 11 pixels after cropping, got {a.shape[1]} x {a.shape[0]}")
-    window = cv2.getGaussianKernel(11, 1.5)
+    if min(a.shape) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs {SSIM_WINDOW} x {SSIM_WINDOW} pixels after cropping, got {a.shape[1]} x {a.shape[0]}"
+        )
+    window = cv2.getGaussianKernel(SSIM_WINDOW, 1.5)
 
     def blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(cv2.sepFilter2D(x, -1, window, window)[5:-5, 5:-5])

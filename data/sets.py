@@ -44,8 +44,21 @@ class ImageSet:
 
     def __iter__(self) -> Iterator[Pair]:
         for path in self.files:
-            hr = crop_to_multiple(read_rgb(path), self.scale)
-            yield Pair(path.stem, hr, downscale(hr, self.scale))
+            yield make_pair(path, read_rgb(path), self.scale)
+
+
+def make_pair(path: Path, hr: Rgb, scale: int, *, least: int = 1) -> Pair:
+    """The pair of the picture ``hr`` (H, W, 3), which came from ``path``.
+
+    Raises:
+        UserError: its LR picture would be narrower or lower than ``least`` pixels, or nothing would be left of it when
+            scores leave out ``scale`` pixels at each border.
+    """
+    hr = crop_to_multiple(hr, scale)
+    needed = scale * max(least, 3)
+    if min(hr.shape[:2]) < needed:
+        raise UserError(f"{path} has {hr.shape[1]}x{hr.shape[0]} pixels; at x{scale} it needs {needed} a side here.")
+    return Pair(path.stem, hr, downscale(hr, scale))
 
 
 def image_set(name: str, scale: int) -> ImageSet:

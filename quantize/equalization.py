@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
@@ -53,11 +54,15 @@ def junctions(model: ModelProto) -> list[Junction]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {output.name for output in graph.output}
+    widths = _widths(model)
 
     def channels(name: str) -> int | None:
         producer = producers.get(name)
         source = None if producer is None else _source(producer, producers, readers)
-        return weights[source.input[1]].dims[0] if source is not None and source.input[1] in weights else None
+        if source is None or source.input[1] not in weights:
+            return None
+        count: int = weights[source.input[1]].dims[0]
+        return count if widths.get(name) == count else None  # a map of one channel may be multiplied into many
 
     def convolutions_behind(name: str) -> list[Reader] | None:
         found = []
@@ -169,6 +174,13 @@ def _source(
             if factor is not None and factor.op_type == "Conv" and len(readers[name]) == 1:
                 return factor
     return None
+
+
+def _widths(model: ModelProto) -> dict[str, int]:
+    """How many channels each tensor (N, C, H, W) has, where that is known."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    return {name: dims[1].dim_value for name, dims in shapes.items() if len(dims) == 4 and dims[1].dim_value}
 
 
 def _shared(model: ModelProto) -> set[str]:

@@ -12,6 +12,8 @@ from runtime.errors import UserError
 _PASSIVE = {"DepthToSpace", "Clip", "Add", "Identity", "Reshape", "Transpose", "Cast"}
 """Operations that may stand between the last convolution and the picture."""
 _STATISTICS = {"Pow", "Sqrt", "Div", "ReduceL2", "LayerNormalization", "Softmax", "MatMul"}
+_OPSET = 13
+"""The first in which ``DequantizeLinear`` takes a scale for each channel."""
 _CARRIERS = {"Add", "Mul", "ReduceMean", "GlobalAveragePool", "Clip", "Max", "Reciprocal", "Transpose", "Reshape"}
 
 
@@ -39,10 +41,13 @@ def read_onnx(path: Path) -> ModelProto:
 
 
 def check_quantizable(model: ModelProto, path: Path) -> None:
-    """Refuse what is no FP32 super-resolution network with named nodes; give names where there are none.
+    """Refuse what is no FP32 super-resolution network, and bring the rest to one form, in place.
+
+    Nodes without a name get one, and constants that are inputs as well (as up to IR 3 all are) become constants alone.
 
     Raises:
-        UserError: the graph is quantized already, has no convolution, or not one float input and one output.
+        UserError: the graph is quantized already, has no convolution, not one float input of any size and one output,
+            weights of another type than float32, or is of an opset without quantization by channels.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -54,6 +59,21 @@ def check_quantizable(model: ModelProto, path: Path) -> None:
     shape = inputs[0].type.tensor_type
     if shape.elem_type != TensorProto.FLOAT or len(shape.shape.dim) != 4 or shape.shape.dim[1].dim_value != 3:
         raise UserError(f"{path} is no super-resolution network: its input is not float pictures of N x 3 x H x W.")
+    batch, _, *size = (dim.dim_value for dim in shape.shape.dim)
+    if batch > 1 or any(size):
+        fixed = " x ".join(str(dim.dim_value or dim.dim_param) for dim in shape.shape.dim)
+        raise UserError(f"{path} takes only pictures of {fixed}; export it for any height and width.")
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in convolutions(model):
+        if types[node.input[1]] != TensorProto.FLOAT:
+            kind = TensorProto.DataType.Name(types[node.input[1]]).lower()
+            raise UserError(f"{path} is no FP32 file: its weights are {kind}. Give the FP32 file.")
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset < _OPSET:
+        raise UserError(f"{path} is of ONNX opset {opset}; scales for each channel need {_OPSET}: export it anew.")
+    del graph.input[:]
+    graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)  # up to 3 every constant must be an input
     for i, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{i}"
 

@@ -71,7 +71,13 @@ def centre_input_on_levels(model: ModelProto) -> str | None:
     readers = [n for n in graph.node if first.output[0] in n.input]
     if centre.size != 1 or centre.item() != 0.5 or [n.op_type for n in readers] != ["Conv"]:
         return None
-    weight, bias = (initializers[name] for name in readers[0].input[1:3])
+    (conv,) = readers
+    if len(conv.input) == 2:
+        zeros = np.zeros(initializers[conv.input[1]].dims[0], np.float32)
+        graph.initializer.append(numpy_helper.from_array(zeros, f"{conv.name}_centred_bias"))
+        initializers[graph.initializer[-1].name] = graph.initializer[-1]
+        conv.input.append(graph.initializer[-1].name)
+    weight, bias = (initializers[name] for name in conv.input[1:3])
     gain = numpy_helper.to_array(weight).astype(np.float64).sum(axis=(1, 2, 3))
     moved = numpy_helper.to_array(bias) + gain * (float(CENTRE) - 0.5)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), bias.name))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.assets import located
-from data.sets import Pair, crop_to_multiple, downscale, pictures_in, read_rgb, to_batch
+from data.sets import Pair, make_pair, pictures_in, read_rgb, to_batch
 from runtime.errors import UserError
 
 HELD_OUT_EVERY = 5
@@ -26,6 +26,8 @@ class Patches:
     scale: int
     calibration: tuple[Path, ...]
     held_out: tuple[Path, ...]
+    least: int = 1
+    """Smallest side of an LR picture that the network takes."""
 
     def batches(self) -> Iterator[NDArray[np.float32]]:
         """The calibration pictures, each (1, 3, h, w) float32 LR, one at a time."""
@@ -42,11 +44,10 @@ class Patches:
         hr = read_rgb(path)
         side = CROP - CROP % self.scale
         top, left = max(0, (hr.shape[0] - side) // 2), max(0, (hr.shape[1] - side) // 2)
-        hr = crop_to_multiple(hr[top : top + side, left : left + side], self.scale)
-        return Pair(path.stem, hr, downscale(hr, self.scale))
+        return make_pair(path, hr[top : top + side, left : left + side], self.scale, least=self.least)
 
 
-def load_patches(name: str, scale: int, count: int) -> Patches:
+def load_patches(name: str, scale: int, count: int, *, least: int = 1) -> Patches:
     """``DIV2K`` (the validation crops) or a folder of HR pictures; every fifth picture is held out.
 
     Raises:
@@ -60,4 +61,4 @@ def load_patches(name: str, scale: int, count: int) -> Patches:
         raise UserError(f"{folder} holds one picture; calibration needs one and its check another.")
     held_out = files[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or files[-1:]
     calibration = tuple(path for path in files if path not in held_out)[:count]
-    return Patches(name, scale, calibration, tuple(held_out))
+    return Patches(name, scale, calibration, tuple(held_out), least)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+import onnx
 from onnx import ModelProto
 
 from quantize.calibration import TensorStatistics, collect_statistics
@@ -31,6 +32,7 @@ from quantize.passes import (
 )
 from quantize.placement import Affine, insert_qdq
 from quantize.ranges import Method, choose_range, scale_and_zero_point
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from quantize.patches import Patches
@@ -105,9 +107,11 @@ def make_plan(
             output keep the levels k/255.
         float_tail: leave the convolution that gives the output, the sum that it reads, and what follows it, in float.
         equalized: bring the channels of a tensor to one range first (quantize/equalization.py).
+
+    Raises:
+        UserError: an operation that ONNX does not know hides the type of what a convolution reads.
     """
-    prepared = type(model)()
-    prepared.CopyFrom(model)
+    prepared = onnx.shape_inference.infer_shapes(model, data_prop=True)  # TorchScript's exporter names no types
     insert_centred_input(prepared)
     centred = centre_input_on_levels(prepared)
     if target == "cpu":
@@ -125,7 +129,10 @@ def make_plan(
         readers = [n for n in prepared.graph.node if n.name not in kept_float and n.op_type != "Clip"]
     else:
         readers = [n for n in prepared.graph.node if n.name in quantized]
-    watched = float_tensors(prepared) & {name for node in readers for name in node.input}
+    floats = float_tensors(prepared)
+    if untyped := [node.name for node in eligible if node.name in quantized and node.input[0] not in floats]:
+        raise UserError(f"The type of what {untyped[0]} reads is unknown: an operation before it is not of ONNX.")
+    watched = floats & {name for node in readers for name in node.input}
     if everywhere and not float_tail:
         watched |= {output.name for output in prepared.graph.output}
     if not everywhere:

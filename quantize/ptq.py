@@ -64,6 +64,8 @@ class Quantized:
     max_drop_db: float | None = None
     within: bool = True
     """Whether the drop on the held-out patches is at most the one allowed."""
+    float_layers: tuple[str, ...] = ()
+    """Of those that could be quantized, the ones that a search or the user left in float, in the order of the graph."""
     search: SearchResult | None = None
     """What was measured layer by layer; None where no search was asked for or needed."""
     times: tuple[EngineTime, ...] = ()
@@ -157,7 +159,8 @@ def named_floats(plan: Plan, names: Sequence[str], max_drop: float | None) -> tu
         raise UserError("--max-drop searches the float layers that --keep-float names: give one of them.")
     unknown = sorted(set(names) - set(plan.units))
     if unknown:
-        raise UserError(f"No layer that can be quantized is called {', '.join(unknown)}; there is {plan.units[0]}.")
+        there = f"there is {plan.units[0]}" if plan.units else "there is none at all"
+        raise UserError(f"No layer that can be quantized is called {', '.join(unknown)}; {there}.")
     return tuple(names)
 
 
@@ -171,13 +174,16 @@ def quantize_model(
 
 
 def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, float, float]:
-    """(PSNR of candidate against reference, luma PSNR of reference, of candidate against HR), means in dB."""
+    """(PSNR of candidate against reference, luma PSNR of reference, of candidate against HR), means in dB.
+
+    No picture counts for more than 120 dB: a black one may come out exactly, which is infinitely many.
+    """
     import numpy as np
     import onnx
 
     from data.metrics import psnr, psnr_y
     from data.sets import from_batch, to_batch
-    from quantize.search import open_session
+    from quantize.search import HIGHEST_DB, open_session
 
     sessions = [open_session(onnx.load_model_from_string(content)) for content in (reference, candidate)]
     rows = []
@@ -193,7 +199,7 @@ def judge(reference: bytes, candidate: bytes, patches: Patches) -> tuple[float, 
                 psnr_y(from_batch(int8_result), pair.hr, crop=patches.scale),
             )
         )
-    against, before, after = np.mean(rows, axis=0)
+    against, before, after = np.minimum(rows, HIGHEST_DB).mean(axis=0)
     return float(against), float(before), float(after)
 
 
@@ -256,6 +262,7 @@ def write_quantized(
         convolutions_int8=len(names) - len(floats),
         convolutions_float=len(floats),
         float_convolutions=floats,
+        float_layers=tuple(name for name in plan.units if name in kept),
         size_bytes=len(content),
         source_bytes=source.stat().st_size,
         psnr_against_fp32_db=against,
@@ -329,6 +336,8 @@ def main(
     Exit code 3: the file is written, but loses more on the held-out patches than --max-drop allows.
     """
     check_outputs(output, page)
+    if timed and target == "tensorrt":
+        raise UserError("--time has no engine for tensorrt here: time the plan on its device, benchmarks/latency.py.")
     from quantize.graph import check_quantizable, read_onnx
     from quantize.patches import load_patches
     from quantize.plan import make_plan
@@ -336,8 +345,8 @@ def main(
 
     source = read_onnx(model)
     check_quantizable(source, model)
-    scale = OrtEngine(model, device="cpu").info.scale
-    chosen = load_patches(calib, scale, patches)
+    info = OrtEngine(model, device="cpu").info
+    chosen = load_patches(calib, info.scale, patches, least=info.minimum_size)
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
     floats = named_floats(plan, keep_float or (), max_drop)
     state = output.with_suffix(".search.json")  # a search that is interrupted goes on from there

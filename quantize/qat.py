@@ -5,6 +5,8 @@ python quantize/qat.py gmin_x4.onnx -o gmin_x4_int8_qat.onnx --target cpu --run 
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from quantize.ptq import (
 )
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say
 from runtime.errors import UserError
+from runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -65,11 +68,11 @@ def fine_tune(
         json_target: where the caller writes JSON; text goes to stderr where that is stdout.
 
     Returns:
-        The plan with the averaged weights, scales and biases; None where the run is not over, and on processes other
-        than the first.
+        The plan with the averaged weights, scales and biases, on every process; None where the run is not over.
 
     Raises:
-        UserError: there are no images, one of them is a benchmark's, or the graph cannot be simulated.
+        UserError: there are no images, one of them is a benchmark's, the graph cannot be simulated, or the run was
+            begun with another graph.
     """
     import numpy as np
 
@@ -99,11 +102,22 @@ def fine_tune(
         answers = [session.run(None, {graph_input.name: one[None]})[0] for one in pictures]  # files take one picture
         return torch.from_numpy(np.concatenate(answers))
 
+    begun, graph = options.output / "graph.sha256", _identity(plan, floats)
+    if begun.is_file() and begun.read_text("utf-8").strip() != graph:
+        raise UserError(
+            f"The run in {options.output} was begun with another network, calibration or choice of float layers; "
+            "name another --run."
+        )
     with joined() as process:
         quiet = quiet or not process.first
         images, validation = gather(options, scale, process, quiet=quiet)
         fast = options.cpu_kernels != "torch" and process.device == "cpu"
         module = SimulatedGraph(plan, floats, cpu_kernels=fast)
+        process.wait()  # nobody writes before all have read
+        if process.first:
+            options.output.mkdir(parents=True, exist_ok=True)
+            with atomic_write(begun) as stream:
+                stream.write(f"{graph}\n".encode())
         with tqdm(total=options.steps, desc="fine-tuning", unit="step", disable=True if quiet else None) as bar:
             result = train(
                 module,
@@ -116,13 +130,28 @@ def fine_tune(
                 teach=None if options.teacher is not None else teach,
                 report=shown(bar, lambda text: say(text, quiet=quiet, json_target=json_target), options.steps),
             )
-        if not (result.finished and process.first):
-            return None
+        process.wait()  # the first one has written the averaged weights
+    if not result.finished:
+        return None
     how = f"{options.steps} steps of training, {plan.properties['gmin.quantization']}"
     plan = replace(plan, properties={**plan.properties, "gmin.quantization": how})
     averaged = SimulatedGraph(plan, floats)
     averaged.load_state_dict(read_state(options.output / "ema.safetensors"))
     return averaged.learnt()
+
+
+def _identity(plan: Plan, floats: Collection[str]) -> str:
+    """What a checkpoint of the simulated graph fits to: weights, layers and zero points; scales it brings along."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    digest = hashlib.sha256()
+    for tensor in plan.model.graph.initializer:
+        digest.update(f"{tensor.name} ".encode() + np.ascontiguousarray(numpy_helper.to_array(tensor)).tobytes())
+    for name, affine in sorted(plan.activations.items()):
+        digest.update(f"{name} {affine.zero_point} {affine.dtype} ".encode())
+    digest.update(" ".join(sorted(set(plan.units) - set(floats))).encode())
+    return digest.hexdigest()
 
 
 app = new_app("Fine-tune an INT8 graph by quantization-aware training.")
@@ -189,8 +218,8 @@ def main(
     )
     source = read_onnx(model)
     check_quantizable(source, model)
-    scale = OrtEngine(model, device="cpu").info.scale
-    chosen = load_patches(calib, scale, patches)
+    info = OrtEngine(model, device="cpu").info
+    chosen = load_patches(calib, info.scale, patches, least=info.minimum_size)
     plan = make_plan(source, chosen, target=target, method=method, float_tail=float_tail)
     floats = named_floats(plan, keep_float or (), max_drop)
     found = None
@@ -202,16 +231,20 @@ def main(
     learnt = fine_tune(
         plan,
         options,
-        scale=scale,
+        scale=info.scale,
         reference=source,
         floats=floats,
         max_steps=max_steps,
         quiet=quiet,
         json_target=json_target,
     )
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
     if learnt is None:
-        say(f"The run in {run_folder} is not over; the same command goes on.", quiet=quiet, json_target=json_target)
+        text = f"The run in {run_folder} is not over; the same command goes on."
+        say(text, quiet=quiet or not first, json_target=json_target)
         raise typer.Exit(3)
+    if not first:
+        return
     report = write_quantized(
         learnt,
         found,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ class TensorReport:
     """Signal over error of rounding and clipping, from the histogram."""
 
 
-def tensor_reports(plan: Plan, floats: tuple[str, ...]) -> list[TensorReport]:
+def tensor_reports(plan: Plan, floats: Collection[str]) -> list[TensorReport]:
     """Every calibrated tensor that a quantized unit reads, in the order of the graph."""
     left = set(plan.units) - set(floats)
     readers: dict[str, list[str]] = {}
@@ -113,7 +114,7 @@ def render(result: Quantized, plan: Plan) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    floats = result.search.floats if result.search else ()
+    floats = result.float_layers
     tensors = tensor_reports(plan, floats)
     worst = sorted(tensors, key=lambda tensor: tensor.sqnr_db)[:_HISTOGRAMS]
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)

@@ -31,6 +31,8 @@ from runtime.files import atomic_write, cache_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+HIGHEST_DB = 120.0
+"""What equal pictures count for in a mean of PSNR."""
 Progress = Callable[[int, int], None]
 """Called with (layers measured, layers in all)."""
 _LAYOUT = 3  # of the saved state
@@ -117,7 +119,8 @@ class Judge:
 
     def _quality(self, outputs: Sequence[NDArray[np.float32]]) -> float:
         pairs = zip(outputs, self.pairs, strict=True)
-        return float(np.mean([psnr_y(from_batch(output), pair.hr, crop=self.scale) for output, pair in pairs]))
+        scores = [psnr_y(from_batch(output), pair.hr, crop=self.scale) for output, pair in pairs]
+        return float(np.minimum(scores, HIGHEST_DB).mean())
 
     def _outputs(self, model: ModelProto, most: int | None = None) -> list[NDArray[np.float32]]:
         session = open_session(model)
@@ -127,7 +130,7 @@ class Judge:
 
 def decibels(mse: float) -> float:
     """PSNR of a mean squared error on [0, 1]; 120 where there is none."""
-    return float(-10 * np.log10(max(mse, 1e-12)))
+    return float(-10 * np.log10(max(mse, 10 ** (-HIGHEST_DB / 10))))
 
 
 def open_session(model: ModelProto, *, profile: Path | None = None, threads: int | None = None) -> Any:

@@ -117,6 +117,8 @@ class SimulatedGraph(nn.Module):
                 if len(inputs) > 2:
                     inputs[2] = self._bias(node.input[2], node)
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "Split":
+                attributes.setdefault("num_outputs", len(node.output))  # as up to opset 17
             fast = self._cpu_kernels and node.op_type == "Conv"
             operation: Callable[..., Any] = _fast_conv if fast else _OPERATIONS[node.op_type]
             results = operation(attributes, *inputs)
@@ -250,12 +252,23 @@ def _split(attributes: dict[str, Any], x: Tensor, sizes: Tensor | None = None) -
 
 
 def _max_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
-    return torch.nn.functional.max_pool2d(x, tuple(attributes["kernel_shape"]), stride=tuple(attributes["strides"]))
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    if top or left or bottom or right:
+        x = torch.nn.functional.pad(x, (left, right, top, bottom), value=-torch.inf)
+    return torch.nn.functional.max_pool2d(
+        x,
+        tuple(attributes["kernel_shape"]),
+        stride=tuple(attributes.get("strides", [1, 1])),
+        dilation=tuple(attributes.get("dilations", [1, 1])),
+        ceil_mode=bool(attributes.get("ceil_mode", 0)),
+    )
 
 
-def _resize(attributes: dict[str, Any], x: Tensor, _roi: Any, _scales: Any, sizes: Tensor) -> Tensor:
-    if attributes["mode"] != b"linear":
-        raise UserError("Training simulates bilinear resizing only; use quantize/ptq.py --effort fast.")
+def _resize(
+    attributes: dict[str, Any], x: Tensor, _roi: Any = None, _scales: Any = None, sizes: Tensor | None = None
+) -> Tensor:
+    if attributes.get("mode", b"nearest") != b"linear" or sizes is None:
+        raise UserError("Training simulates bilinear resizing to a given size only; use quantize/ptq.py --effort fast.")
     return torch.nn.functional.interpolate(x, [int(s) for s in sizes[-2:]], mode="bilinear", align_corners=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -44,15 +45,26 @@ def say(text: str, *, quiet: bool = False, json_target: str | None = None) -> No
 
 
 def write_json(payload: Mapping[str, Any], target: str | None) -> None:
-    """Write a result to a file, to stdout ("-"), or nowhere (None)."""
+    """Write a result to a file, to stdout ("-"), or nowhere (None).
+
+    JSON has no infinity, as the PSNR of two equal pictures is, and no NaN: both become null.
+    """
     if target is None:
         return
-    text = json.dumps(payload, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(_finite(payload), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if target == "-":
         typer.echo(text, nl=False)
         return
     with atomic_write(Path(target)) as stream:
         stream.write(text.encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -125,6 +125,7 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_name": self.options.optimizer,
         }
         torch.save(state, stream)
         with atomic_write(path) as file:
@@ -140,9 +141,13 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             if state["layout"] != _LAYOUT:
                 raise ValueError(f"layout {state['layout']}")
+            if (name := state.get("optimizer_name", self.options.optimizer)) != self.options.optimizer:
+                raise ValueError(f"the optimizer is {name}")
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.options.weight_decay
         except Exception as error:  # the unpickler raises many kinds; all of them mean the same to the user
             raise UserError(
                 f"{path} cannot be resumed with these options ({type(error).__name__}: {error}). "
@@ -268,6 +273,16 @@ def train(
             if report is not None:
                 report(entry)
 
+    def finite() -> tuple[Tensor, Tensor]:
+        """Losses and norms that are not written yet; nothing is kept of weights that are no numbers."""
+        losses, norms = torch.stack(learnt).unbind(1) if learnt else (torch.zeros(0), torch.zeros(0))
+        if process.any(not (losses.isfinite().all() and norms.isfinite().all())):
+            raise UserError(
+                f"The loss or its gradient is no longer finite at step {run.step}: the run diverged. Resume it from "
+                f"the last checkpoint with a lower --learning-rate than {options.learning_rate}."
+            )
+        return losses, norms
+
     def save() -> None:
         if process.first:
             run.save(checkpoint)
@@ -293,20 +308,16 @@ def train(
             run.seconds, clock = run.seconds + now - clock, now
             last = run.step == end
             if run.step % options.log_every == 0 or last:
-                losses, norms = torch.stack(learnt).unbind(1)
+                losses, norms = finite()
                 learnt.clear()
                 loss = process.mean(float(losses.mean()))
-                if not np.isfinite(loss):
-                    raise UserError(
-                        f"The loss is {loss} at step {run.step}: the run diverged. Resume it from the last checkpoint "
-                        f"with a lower --learning-rate than {options.learning_rate}."
-                    )
                 record(
                     loss=round(loss, 6),
                     learning_rate=options.rate(run.step - 1),
                     highest_gradient_norm=round(float(norms.max()), 5),
                 )
             if validation and (run.step % options.validate_every == 0 or last):
+                finite()
                 if process.first:
                     psnr = score(run.average, validation, device=process.device, layout=run.layout)
                     record(psnr_y_db=round(psnr, 4))
@@ -326,6 +337,7 @@ def train(
                     )
             stopping = process.any(stop.requested)
             if run.step % options.save_every == 0 or last or stopping:
+                finite()
                 save()
             if stopping:
                 break

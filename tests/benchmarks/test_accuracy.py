@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, Script
+from tests.tiny_onnx import tiny
 
 MODELS = ROOT / "runtime/models"
 
@@ -45,6 +48,21 @@ def test_a_folder_without_any_data(script: Script, patch_folder: Path, tmp_path:
 def test_the_smaller_scales(script: Script, patch_folder: Path, scale: int) -> None:
     result = scores(script, "bicubic", f"gmin_x{scale}", "--set", patch_folder, "--scale", scale)
     assert result[f"gmin_x{scale}"]["psnr_y_db"] > result["bicubic"]["psnr_y_db"] + 1.2
+
+
+def test_pictures_that_are_too_small_are_named(script: Script, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((16, 40, 3), np.uint8))
+    (tmp_path / "tiny.onnx").write_bytes(tiny())
+    for engine, scale, needed in (("bicubic", 4, 19), (f"ort:{tmp_path / 'tiny.onnx'}", 2, 32)):
+        done = script("benchmarks/accuracy.py", engine, "--set", tmp_path, "--scale", scale)
+        assert done.returncode == 2
+        assert "40x16 pixels" in done.stderr
+        assert f"it needs {needed} a side" in done.stderr
+
+
+def test_infinity_is_null_in_json(script: Script, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), 90, np.uint8))
+    assert scores(script, "bicubic", "--set", tmp_path)["bicubic"]["psnr_y_db"] is None
 
 
 def test_the_table_says_the_protocol(script: Script, patch_folder: Path) -> None:

@@ -140,6 +140,8 @@ def test_mistakes(script: Script) -> None:
     for spec, message in {"gmin_x5": "gmin_x5", "bicubic": "no ONNX file", "nothing.onnx": "no model at"}.items():
         with pytest.raises(UserError, match=message):
             complexity(spec)
+    with pytest.raises(UserError, match="no input smaller than 15 pixels, and not 8x8"):
+        complexity("bsrn_x4", given=Size(8, 8))
     done = script("benchmarks/complexity.py", "gmin_x4", "--input", "256x256", "--output", "640x360")
     assert done.returncode == 2
     assert "name one" in done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.device import perform
 from tests.conftest import ROOT, Script
 from tests.tiny_onnx import tiny
 
@@ -33,6 +34,15 @@ def test_all_steps_on_a_fake_jetson(script: Script, model: Path, tmp_path: Path)
     page = (folder / "comparison.md").read_text()
     assert "GPU: Fake Orin" in page
     assert page.count("TensorRT 10.3.0") == 1
+
+
+def test_a_folder_is_one_of_where_the_user_stands(
+    patch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(patch_folder.parent)
+    step = perform("accuracy", "benchmarks/accuracy.py", "bicubic", "--set", patch_folder.name, output=tmp_path)
+    assert step.error is None
+    assert step.result["results"][0]["images"] == 6
 
 
 def test_without_a_gpu_what_can_be_done_is_done(script: Script, model: Path, tmp_path: Path) -> None:

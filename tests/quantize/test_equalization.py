@@ -64,6 +64,35 @@ def test_parts_of_a_concatenation_are_scaled_in_their_readers_too(joined: ModelP
     assert even.max() / even.min() < wide.max() / wide.min() / 4
 
 
+def test_a_map_of_one_channel_multiplied_into_many_is_left_alone(few: Patches) -> None:
+    """Spatial attention: neither the map nor what is joined behind the product has as many channels as its source."""
+    draw = np.random.default_rng(2)
+    shapes = {"a": (8, 3, 1, 1), "gate": (1, 8, 1, 1), "b": (8, 8, 1, 1), "last": (48, 16, 1, 1)}
+    weights = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["b"] *= np.float32(4.0) ** np.arange(-4, 4, dtype=np.float32)[:, None, None, None]
+    nodes = [
+        helper.make_node("Conv", ["input", "a"], ["ta"], "a"),
+        helper.make_node("Conv", ["ta", "gate"], ["map"], "gate"),
+        helper.make_node("Mul", ["map", "ta"], ["gated"], "product"),
+        helper.make_node("Conv", ["gated", "b"], ["tb"], "b"),
+        helper.make_node("Concat", ["gated", "tb"], ["both"], "join", axis=1),
+        helper.make_node("Conv", ["both", "last"], ["wide"], "last"),
+        helper.make_node("DepthToSpace", ["wide"], ["output"], "shuffle", blocksize=4, mode="CRD"),
+    ]
+    ends = [
+        helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"]),
+        helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "sh", "sw"]),
+    ]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "gated", ends[:1], ends[1:], constants)
+    gated = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    changed = copy_of(gated)
+    equalize(changed, few.batches())
+    batch = next(few.batches())
+    before, after = (open_session(model).run(None, {"input": batch})[0] for model in (gated, changed))
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+
+
 def test_the_network_stays_the_same(tiny: ModelProto, few: Patches) -> None:
     changed = copy_of(tiny)
     assert equalize(changed, few.batches()) == 1

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,11 +15,15 @@ from onnx import TensorProto, numpy_helper
 from data.metrics import psnr
 from data.sets import to_batch
 from quantize.calibration import collect_statistics
-from quantize.graph import convolutions, dense, read_onnx, tail
+from quantize.graph import check_quantizable, convolutions, dense, read_onnx, tail
 from quantize.passes import centre_input_on_levels, insert_centred_input
-from quantize.patches import Patches
+from quantize.patches import Patches, load_patches
 from quantize.placement import quantize_weight
 from quantize.plan import make_plan
+from quantize.ptq import judge
+from quantize.refit import refit_tail
+from quantize.search import Judge, open_session
+from runtime.errors import UserError
 from tests.conftest import ROOT, Script
 
 MODELS = ROOT / "runtime/models"
@@ -170,6 +176,7 @@ def test_calibration_memory_does_not_grow(fp32_onnx: Path) -> None:
         ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", "/nowhere"], "neither DIV2K nor a folder"),
         ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--calib", ROOT / "docs"], "holds no pictures"),
         ([ROOT / "README.md", "-o", "a.onnx"], "is not an ONNX file"),
+        ([MODELS / "gmin_x4.onnx", "-o", "a.onnx", "--time"], "time the plan on its device"),
     ],
 )
 def test_mistakes_end_with_one_sentence(script: Script, arguments: list[object], message: str) -> None:
@@ -178,6 +185,14 @@ def test_mistakes_end_with_one_sentence(script: Script, arguments: list[object],
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (ROOT / "a.onnx").exists()
+
+
+def test_pictures_that_are_too_small_are_named(script: Script, tmp_path: Path) -> None:
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((9, 90, 3), np.uint8))
+    done = script("quantize/ptq.py", MODELS / "gmin_x4.onnx", "-o", tmp_path / "a.onnx", "--calib", tmp_path)
+    assert done.returncode == 2
+    assert "a.png has 88x8 pixels; at x4 it needs" in done.stderr
 
 
 def test_external_data_is_refused(script: Script, tmp_path: Path) -> None:
@@ -210,6 +225,90 @@ def test_a_graph_without_names_is_named_and_quantized(script: Script, patch_fold
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["convolutions_int8"] == 1
+
+
+def test_a_file_without_types_and_one_of_ir_3_give_the_same_as_any_other(tiny: onnx.ModelProto, few: Patches) -> None:
+    """PyTorch's TorchScript exporter names no types, and up to IR 3 every constant is an input too."""
+    expected = make_plan(tiny, few, target="cpu").build()
+    del tiny.graph.value_info[:]
+    tiny.ir_version = 3
+    for tensor in tiny.graph.initializer:
+        tiny.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.checker.check_model(tiny, full_check=True)
+    check_quantizable(tiny, Path("old.onnx"))
+    assert [value.name for value in tiny.graph.input] == ["input"]
+    plan = make_plan(tiny, few, target="cpu")
+    assert plan.build().graph == expected.graph
+    batch = next(few.batches())
+    fitted = open_session(refit_tail(plan, tiny, few).build()).run(None, {"input": batch})[0]
+    assert fitted.shape[-1] == 4 * batch.shape[-1]
+
+
+def test_what_reads_the_result_of_an_unknown_operation_is_not_left_out_in_silence(
+    tiny: onnx.ModelProto, few: Patches
+) -> None:
+    gelu = next(node for node in tiny.graph.node if node.name == "gelu")
+    gelu.domain = "com.microsoft"
+    tiny.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    del tiny.graph.value_info[:]
+    with pytest.raises(UserError, match="what mix reads is unknown"):
+        make_plan(tiny, few, target="tensorrt")
+
+
+def test_what_is_not_float_pictures_of_any_size_is_refused(tiny: onnx.ModelProto) -> None:
+    def refused(change: Callable[[onnx.ModelProto], object]) -> str:
+        model = onnx.ModelProto()
+        model.CopyFrom(tiny)
+        change(model)
+        with pytest.raises(UserError) as caught:
+            check_quantizable(model, Path("a.onnx"))
+        return str(caught.value)
+
+    def fix(model: onnx.ModelProto) -> None:
+        for dim, value in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (24, 40), strict=True):
+            dim.dim_value = value
+
+    def halve(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+
+    assert "takes only pictures of 1 x 3 x 24 x 40" in refused(fix)
+    assert "its weights are float16" in refused(halve)
+    assert "of ONNX opset 12" in refused(lambda model: setattr(model.opset_import[0], "version", 12))
+
+
+def test_a_first_convolution_without_a_bias_is_centred_too() -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(0, 1, (6, 3, 3, 3)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Sub", ["x", "half"], ["m"], name="centre"),
+            onnx.helper.make_node("Conv", ["m", "w"], ["y"], name="first"),
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6, "H2", "W2"])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.5), "half")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    batch = random.random((1, 3, 5, 7), dtype=np.float32)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": batch})[0]
+    assert centre_input_on_levels(model) == "m"
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": batch})[0]
+    assert np.abs(before - after).max() < 1e-5
+
+
+def test_a_picture_that_comes_out_exactly_counts_for_120_db(tiny: onnx.ModelProto, tmp_path: Path) -> None:
+    """Black from a network that is black: infinitely many decibels before and after, and no NaN between them."""
+    for name in ("w4", "b4"):
+        tensor = next(t for t in tiny.graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), name))
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 64, 3), np.uint8))
+    patches = load_patches(str(tmp_path), 4, 2)
+    content = tiny.SerializeToString()
+    assert judge(content, content, patches) == (120, 120, 120)
+    assert Judge(tiny, list(patches.judges()), 4).candidate(tiny, ()).drop_db == 0
 
 
 def test_centring_the_input_of_a_1x1_convolution_is_exact() -> None:

@@ -1,6 +1,8 @@
 """Quantization-aware fine-tuning: it learns, it resumes without changing a bit, it ends in a file like any other."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from quantize.patches import Patches
 from quantize.plan import make_plan
 from quantize.search import Judge, open_session
 from runtime.errors import UserError
-from tests.conftest import Script
+from tests.conftest import ROOT, Script
 
 torch = pytest.importorskip("torch")
 from quantize.qat import fine_tune
@@ -87,6 +89,33 @@ def test_mistakes_end_with_one_sentence(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_run_of_another_network_is_refused(script: Script, command: list[object], tmp_path: Path) -> None:
+    arguments = ["-o", tmp_path / "a.onnx", "--run", tmp_path / "run"]
+    assert script(*command, *arguments, "--max-steps", 2).returncode == 3
+    kept = script(*command, *arguments, "--keep-float", "mix")
+    model = onnx.load(tmp_path / "tiny.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(tensor), "w2"))
+    onnx.save(model, tmp_path / "tiny.onnx")
+    other = script(*command, *arguments)
+    for done in (kept, other):
+        assert done.returncode == 2
+        assert "begun with another network, calibration or choice of float layers" in done.stderr
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_two_processes_write_one_file(command: list[object], tmp_path: Path) -> None:
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", *map(str, command)]
+    done = subprocess.run(
+        [sys.executable, *start, "-o", str(tmp_path / "a.onnx"), "--run", str(tmp_path / "run"), "--json", "-"],
+        capture_output=True, text=True, timeout=240, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["convolutions_int8"] == 3
+    assert (tmp_path / "a.onnx").is_file()
 
 
 def test_layers_are_kept_float_by_name(script: Script, command: list[object], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page about one quantized file."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from onnx import ModelProto
 from quantize.patches import Patches
 from quantize.plan import make_plan
 from quantize.ptq import Quantized
-from quantize.report import histogram, tensor_reports, trade_off, verdict
+from quantize.report import histogram, render, tensor_reports, trade_off, verdict
 from quantize.search import Candidate, SearchResult
 from quantize.timing import EngineTime
 from tests.conftest import Script
@@ -51,6 +52,13 @@ def test_tensors_and_drawings(tiny: ModelProto, few: Patches) -> None:
     assert any(tensor.clipped_share > 0 for tensor in tensors.values()), "percentiles clip"
     gone = {t.name for t in tensor_reports(plan, plan.units)}
     assert gone == set()
+
+
+def test_layers_that_the_user_keeps_float_are_not_called_8_bit(tiny: ModelProto, few: Patches) -> None:
+    plan = make_plan(tiny, few, target="tensorrt")
+    kept = dataclasses.replace(result(0.01, {}), float_layers=("depthwise",))
+    assert "<td>t1</td>" in render(result(0.01, {}), plan)
+    assert "<td>t1</td>" not in render(kept, plan)
 
 
 def test_the_plot_marks_the_choice() -> None:

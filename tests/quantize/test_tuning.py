@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from quantize.patches import Patches
-from quantize.plan import make_plan
+from quantize.plan import Plan, make_plan
 from quantize.search import Judge, open_session
 from quantize.tuning import tune
 from runtime.errors import UserError
@@ -82,6 +82,32 @@ def test_float_layers_are_not_touched(tiny: ModelProto, few: Patches) -> None:
         for model in (plan.model, tuned.model)
     ]
     assert weights[0] == weights[1]
+
+
+def test_pools_with_a_border_and_splits_without_sizes_are_simulated() -> None:
+    """As files of opset 17 and foreign exporters write them."""
+    draw = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["t"], "first"),
+        helper.make_node("Split", ["t"], ["a", "b"], "split", axis=1),
+        helper.make_node("MaxPool", ["a"], ["m"], "pool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Mul", ["m", "b"], ["p"], "product"),
+        helper.make_node("Conv", ["p", "last"], ["output"], "last"),
+    ]
+    weights = {"w": draw.normal(size=(6, 3, 1, 1)), "last": draw.normal(size=(3, 3, 1, 1))}
+    graph = helper.make_graph(
+        nodes,
+        "pooled",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    batch = draw.random((1, 3, 11, 9), dtype=np.float32) - 1  # a border of zeros would be the largest there
+    plan = Plan("tensorrt", model, (), frozenset(), {}, {}, {})
+    with torch.no_grad():
+        simulated = SimulatedGraph(plan, ())(torch.from_numpy(batch)).numpy()
+    assert np.abs(simulated - open_session(model).run(None, {"input": batch})[0]).max() < 1e-5
 
 
 def test_unknown_operations_are_refused(tiny: ModelProto, few: Patches) -> None:

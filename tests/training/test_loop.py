@@ -192,6 +192,41 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoint(tmp_path: Path) -> Non
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
 
 
+@pytest.mark.parametrize("part", ["output", "gradient"])
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, part: str) -> None:
+    """However seldom the loss is written: a checkpoint of NaN would be all that is left of the run."""
+
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = network(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            result = self.inner(x)
+            if self.calls == 7 and part == "output":
+                result = result * torch.nan
+            elif self.calls == 7:
+                result.register_hook(lambda gradient: gradient * torch.inf)
+            return result
+
+    chosen = options(tmp_path, steps=40, log_every=40, save_every=5, validate_every=40)
+    with pytest.raises(UserError, match="no longer finite at step 10"):
+        train(Breaks(), chosen, images(0, 1), images(9), scale=2)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 5
+    assert all(kept["model"][name].isfinite().all() for name, _ in Breaks().named_parameters())
+
+
+def test_another_optimizer_is_refused_and_another_decay_taken_up(tmp_path: Path) -> None:
+    run(tmp_path, optimizer="adamw", max_steps=3)
+    with pytest.raises(UserError, match="the optimizer is adamw"):
+        run(tmp_path, optimizer="adan")
+    run(tmp_path, optimizer="adamw", weight_decay=0.5)
+    (group,) = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5
+
+
 def test_a_run_that_unlearns_goes_back_to_its_best_checkpoint(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"steps": 100, "ema": 0.5, "save_every": 1, "validate_every": 10}
     best = run(tmp_path, max_steps=10, **changes).psnr_y_db
