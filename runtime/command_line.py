@@ -41,7 +41,7 @@ def run(app: typer.Typer) -> None:
 def say(text: str, *, quiet: bool = False, json_target: str | None = None) -> None:
     """Print for a person; to stderr where stdout carries JSON, nowhere with ``quiet``."""
     if not quiet:
-        typer.echo(text, err=json_target == "-")
+        typer.echo(_encodable(text), err=json_target == "-")
 
 
 def write_json(payload: Mapping[str, Any], target: str | None) -> None:
@@ -51,12 +51,17 @@ def write_json(payload: Mapping[str, Any], target: str | None) -> None:
     """
     if target is None:
         return
-    text = json.dumps(_finite(payload), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = _encodable(json.dumps(_finite(payload), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if target == "-":
         typer.echo(text, nl=False)
         return
     with atomic_write(Path(target)) as stream:
         stream.write(text.encode())
+
+
+def _encodable(text: str) -> str:
+    """``text`` with what is no Unicode in it, as names of files may be, written as \\udcff, which JSON reads back."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _finite(value: Any) -> Any:

@@ -33,7 +33,7 @@ class SelfEnsemble:
             accepts = (max(low), max(low)), (min(high), min(high))
             if max(low) > min(high):
                 raise UserError(f"{engine.info.engine} takes no square pictures, which --x8 needs: build it for some.")
-        self.info = replace(engine.info, name=f"{engine.info.name}+x8", accepts=accepts, pixels="float")
+        self.info = replace(engine.info, name=f"{engine.info.name}+x8", accepts=accepts)
 
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped: the mean of eight answers, each turned back."""

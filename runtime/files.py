@@ -65,6 +65,18 @@ def check_writable(path: Path) -> None:
         raise UserError(f"Cannot write {path}: permission denied.")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        UserError: it cannot be made, or the folder around it is missing.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {path}: {_reason(error)}.") from error
+
+
 def cache_folder() -> Path:
     """Where this project keeps what it has found out, built or fetched for this user."""
     from platformdirs import user_cache_path

@@ -51,8 +51,18 @@ def read_header(content: bytes) -> Header | None:
         return None
 
 
-def check_budget(header: Header, name: str, *, scale: int, budget_bytes: int) -> None:
+def check_budget(
+    header: Header, name: str, *, scale: int, budget_bytes: int, fit: tuple[int, int] | None = None
+) -> None:
     """Refuse a picture that would not fit, decoded and upscaled, into ``budget_bytes``.
+
+    Args:
+        header: of the picture.
+        name: what to call it.
+        scale: by which it is upscaled.
+        budget_bytes: for it and its result, decoded.
+        fit: (width, height) of the box that its result is resized to, in the direction that takes more: the header
+            does not say whether the picture is turned.
 
     Raises:
         UserError: it would not, or a side is zero.
@@ -60,10 +70,16 @@ def check_budget(header: Header, name: str, *, scale: int, budget_bytes: int) ->
     if header.width < 1 or header.height < 1:
         raise UserError(f"{name} is damaged: it claims {header.width}x{header.height} pixels.")
     samples = max(3, header.samples)
-    needed = header.width * header.height * samples * (2 if header.bits > 8 else 1) * (1 + scale**2)
+    pixels: float = header.width * header.height * (1 + scale**2)
+    result = f"at x{scale}"
+    if fit is not None:
+        sides = (header.width, header.height), (header.height, header.width)
+        pixels += max(min(fit[0] / width, fit[1] / height) ** 2 * width * height for width, height in sides)
+        result = f"in {fit[0]}x{fit[1]}"
+    needed = pixels * samples * (2 if header.bits > 8 else 1)
     if needed > budget_bytes:
         raise UserError(
-            f"{name} claims {header.width}x{header.height} pixels: with its result at x{scale} that takes "
+            f"{name} claims {header.width}x{header.height} pixels: with its result {result} that takes "
             f"{needed / 1e9:.1f} GB decoded, more than the budget of {budget_bytes / 1e9:.1f} GB (--budget)."
         )
 

@@ -18,7 +18,19 @@ from runtime.files import replacing
 from runtime.headers import DEFAULT_BUDGET, Header, check_budget, picture_kind, read_header
 from runtime.picture_check import png_fault
 from runtime.png_file import png_parts
-from runtime.tiff_tags import ICC_PROFILE, ORIENTATION, XMP, add_tags, exif_of, read_directory, set_upright
+from runtime.tiff_tags import (
+    EXTRA_SAMPLES,
+    ICC_PROFILE,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANAR,
+    XMP,
+    add_tags,
+    exif_of,
+    read_directory,
+    set_upright,
+    with_number,
+)
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -34,6 +46,8 @@ _ALPHA = {"PNG", "TIFF", "WebP"}
 _XMP_IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"
 """What stands before an XMP packet in a JPEG, and in no other format; OpenCV neither takes it off nor puts it on."""
 _JPEG_METADATA_BYTES = 65_527
+_ASSOCIATED = 1
+"""Of a TIFF's extra sample: alpha that the colours were multiplied by."""
 _EXIF, _XMP, _ICC = 0, 1, 2  # OpenCV's kinds of metadata (cv2.IMAGE_METADATA_*)
 
 
@@ -53,8 +67,10 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def read_picture(path: Path, *, scale: int = 1, budget_bytes: int = DEFAULT_BUDGET) -> Picture:
-    """Read a picture.
+def read_picture(
+    path: Path, *, scale: int = 1, fit: tuple[int, int] | None = None, budget_bytes: int = DEFAULT_BUDGET
+) -> Picture:
+    """Read a picture; arguments as of ``decode_picture``.
 
     Raises:
         UserError: missing, or as ``decode_picture``.
@@ -68,16 +84,24 @@ def read_picture(path: Path, *, scale: int = 1, budget_bytes: int = DEFAULT_BUDG
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
-    return decode_picture(content, str(path), scale=scale, budget_bytes=budget_bytes)
+    return decode_picture(content, str(path), scale=scale, fit=fit, budget_bytes=budget_bytes)
 
 
-def decode_picture(content: bytes, name: str, *, scale: int = 1, budget_bytes: int = DEFAULT_BUDGET) -> Picture:
+def decode_picture(
+    content: bytes,
+    name: str,
+    *,
+    scale: int = 1,
+    fit: tuple[int, int] | None = None,
+    budget_bytes: int = DEFAULT_BUDGET,
+) -> Picture:
     """Decode the content of a picture file, after a look at its header.
 
     Args:
         content: the whole file.
         name: what to call it in messages.
         scale: by how much it will be upscaled, which the budget counts.
+        fit: (width, height) that it will then be resized to fill, which the budget counts too.
         budget_bytes: the most that the picture and its result may take decoded.
 
     Raises:
@@ -89,7 +113,7 @@ def decode_picture(content: bytes, name: str, *, scale: int = 1, budget_bytes: i
     if kind is None:
         raise UserError(f"{name} is not a PNG, JPEG, WebP, TIFF, BMP or HEIF picture.")
     if kind == "HEIF":
-        return _decode_heif(content, name, scale, budget_bytes)
+        return _decode_heif(content, name, scale, fit, budget_bytes)
     header = read_header(content)
     if header is None:
         raise UserError(f"{name} cannot be decoded: the header of the {kind} file is damaged.")
@@ -97,7 +121,7 @@ def decode_picture(content: bytes, name: str, *, scale: int = 1, budget_bytes: i
         raise UserError(f"{name} is a CMYK picture; convert it to RGB first, with its own colour profile.")
     if kind == "TIFF" and header.samples == 2:
         raise UserError(f"{name} is a grey TIFF with transparency, which is not read; save it as RGBA or PNG.")
-    check_budget(header, name, scale=scale, budget_bytes=budget_bytes)
+    check_budget(header, name, scale=scale, fit=fit, budget_bytes=budget_bytes)
     fault = png_fault(content) if kind == "PNG" else None
     if fault:
         raise UserError(f"{name} cannot be decoded: {fault}.")
@@ -108,8 +132,14 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
     import cv2
 
     directory = read_directory(content) if header.kind == "TIFF" else None
-    if header.kind == "TIFF":
+    extra = directory.number(EXTRA_SAMPLES) if directory is not None else None
+    if directory is not None:
         content = set_upright(content)  # OpenCV would turn these, and these alone, by itself
+        content = with_number(content, EXTRA_SAMPLES, 0)  # and multiply colours by alpha where that is said to be alpha
+        if directory.number(PLANAR) == 2 and header.bits > 8:
+            raise UserError(
+                f"{name} has {header.bits} bits in separate planes, which is not read; save it interleaved."
+            )
     try:
         pixels, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(content, np.uint8), flags=cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -118,6 +148,12 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
         raise UserError(f"{name} cannot be decoded: the {header.kind} file is damaged or of an unusual kind.")
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{name} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
+    if directory is not None and directory.number(PHOTOMETRIC) == 0 and header.bits > 8:
+        pixels = cast(
+            Pixels, np.iinfo(np.uint16).max - pixels
+        )  # white is 0 there, which OpenCV turns round with 8 bits only
+    if extra == _ASSOCIATED and pixels.ndim == 3 and pixels.shape[2] == 4:
+        pixels = _divided_by_alpha(pixels)
     found = {int(k): np.asarray(blob).tobytes() for k, blob in zip(kinds, blobs, strict=True)}
     found[_EXIF] = found.get(_EXIF, b"").removeprefix(b"Exif\0\0")
     found[_XMP] = found.get(_XMP, b"").removeprefix(_XMP_IN_JPEG)
@@ -131,14 +167,21 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
     pixels = _orient(pixels, (directory.number(ORIENTATION) if directory else None) or 1)
     found[_EXIF] = set_upright(found[_EXIF])
     metadata = [(k, blob) for k, blob in sorted(found.items()) if blob]
-    notes = ("only the first frame or page of the file is taken",) if header.frames > 1 else ()
+    notes = _notes(header.frames)
     if pixels.ndim == 2:
         return Picture(np.dstack([pixels] * 3), None, grey=True, metadata=metadata, notes=notes)
     alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
     return Picture(pixels[..., 2::-1], alpha, metadata=metadata, notes=notes)  # a view: RGB of OpenCV's BGR(A)
 
 
-def _decode_heif(content: bytes, name: str, scale: int, budget_bytes: int) -> Picture:
+def _divided_by_alpha(pixels: Any) -> Any:
+    """(H, W, 4) whose colours were multiplied by alpha, as they were before that."""
+    alpha, peak = pixels[..., 3:].astype(np.float64), np.iinfo(pixels.dtype).max
+    straight = np.rint(pixels[..., :3] * (peak / np.maximum(alpha, 1))).clip(0, peak)
+    return np.dstack((straight.astype(pixels.dtype), pixels[..., 3]))
+
+
+def _decode_heif(content: bytes, name: str, scale: int, fit: tuple[int, int] | None, budget_bytes: int) -> Picture:
     try:
         import pillow_heif
     except ImportError as error:
@@ -147,7 +190,7 @@ def _decode_heif(content: bytes, name: str, scale: int, budget_bytes: int) -> Pi
         file = pillow_heif.open_heif(content, convert_hdr_to_8bit=False)  # reads the header, decodes nothing yet
         deep, (width, height) = file.mode.endswith(";16"), file.size
         header = Header("HEIF", width, height, 4 if file.has_alpha else 3, 16 if deep else 8)
-        check_budget(header, name, scale=scale, budget_bytes=budget_bytes)
+        check_budget(header, name, scale=scale, fit=fit, budget_bytes=budget_bytes)
         pixels = np.asarray(file)
     except (ValueError, RuntimeError, EOFError, OSError, SyntaxError) as error:
         raise UserError(f"{name} cannot be decoded: the HEIF file is damaged or of an unusual kind.") from error
@@ -157,7 +200,12 @@ def _decode_heif(content: bytes, name: str, scale: int, budget_bytes: int) -> Pi
     metadata = [(k, bytes(file.info[key])) for k, key in found if file.info.get(key)]
     metadata = [(k, set_upright(blob.removeprefix(b"Exif\0\0")) if k == _EXIF else blob) for k, blob in metadata]
     alpha = np.ascontiguousarray(pixels[..., 3]) if file.has_alpha and not grey else None
-    return Picture(cast(Pixels, np.ascontiguousarray(colour)), alpha, grey=grey, metadata=metadata)
+    notes = _notes(len(file))
+    return Picture(cast(Pixels, np.ascontiguousarray(colour)), alpha, grey=grey, metadata=metadata, notes=notes)
+
+
+def _notes(frames: int) -> tuple[str, ...]:
+    return ("only the first frame or page of the file is taken",) if frames > 1 else ()
 
 
 def write_picture(path: Path, picture: Picture, *, quality: int | None = None) -> None:
@@ -221,17 +269,16 @@ def _write_by_opencv(
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     pixels = np.ascontiguousarray(pixels)
     try:
-        written = (
-            cv2.imwriteWithMetadata(
-                str(file), pixels, list(inside), [np.frombuffer(b, np.uint8) for b in inside.values()], options
-            )
-            if inside
-            else cv2.imwrite(str(file), pixels, options)
-        )
+        if inside:
+            blobs = [np.frombuffer(blob, np.uint8) for blob in inside.values()]
+            written, encoded = cv2.imencodeWithMetadata(file.suffix, pixels, list(inside), blobs, options)
+        else:
+            written, encoded = cv2.imencode(file.suffix, pixels, options)
     except cv2.error as error:
         raise UserError(f"Cannot write {shown}: {error.err or error}.") from error
     if not written:
         raise UserError(f"Cannot write {shown}: the {kind} encoder refused {pixels.shape[1]}x{pixels.shape[0]}.")
+    file.write_bytes(encoded.tobytes())  # OpenCV itself dies at a name that is no UTF-8
     if kind == "TIFF" and metadata:
         add_tags(file, exif=metadata.get(_EXIF, b""), icc=metadata.get(_ICC, b""), xmp=metadata.get(_XMP, b""))
 

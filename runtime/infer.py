@@ -23,7 +23,7 @@ import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
 from runtime.errors import UserError
-from runtime.files import check_writable
+from runtime.files import check_writable, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -124,8 +124,7 @@ def main(
     if scale is not None and fit is not None:
         raise UserError("--scale and --fit contradict each other; give one.")
     for image in images:
-        if not image.is_file() and not image.is_dir():
-            raise UserError(f"There is no picture at {image}.")
+        _check_there(image)
     if stream:
         _check_stream(images, scale=scale, fit=fit, file_format=file_format, quality=quality,
                       strip_metadata=strip_metadata, skip_existing=skip_existing)  # fmt: skip
@@ -186,6 +185,15 @@ def main(
         for result in failed:
             typer.echo(f"error: {result['error']}", err=True)
         raise SystemExit(2 if len(failed) == len(results) else 3)
+
+
+def _check_there(image: Path) -> None:
+    try:
+        there = image.is_file() or image.is_dir()
+    except OSError as error:  # a folder around it that may not be entered
+        raise UserError(f"{image} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    if not there:
+        raise UserError(f"There is no picture at {image}.")
 
 
 def _say_fallback(opened: Engine, *, quiet: bool) -> None:
@@ -272,7 +280,7 @@ def _videos(
     check_options(options, {".jpg"}, engine.info.scale)
     label = _label(options, engine.info.scale)
     endings = [ENDINGS[path.suffix.lower()] for path in videos]
-    if output is not None and (output.is_dir() or len(videos) > 1 or not output.suffix):
+    if output is not None and (output.is_dir() or len(videos) > 1 or not _is_ending(output.suffix)):
         if not output.is_dir():
             raise UserError(f"{output} is no folder for the videos; make it first.")
         targets = [output / f"{v.stem}_{label}{ending}" for v, ending in zip(videos, endings, strict=True)]
@@ -338,11 +346,11 @@ def _plan(images: list[Path], output: Path | None, file_format: Format | None, o
     if not plan.jobs and not plan.refused:
         raise UserError(f"There is no picture at {folders[0]}: nothing in that folder ends like one.")
     if not root.is_dir():
-        if root.suffix:
+        if output is not None and _is_ending(root.suffix):
             raise UserError(f"{root} is no folder; the results of a folder need one.")
         if not root.parent.is_dir():
             raise UserError(f"Cannot write into {root}: the folder {root.parent} does not exist.")
-        root.mkdir()
+        make_folder(root)
     return plan
 
 
@@ -404,13 +412,14 @@ def _targets(
     """One path per picture, all different and none of them a source."""
     from runtime.images import check_output_format
 
-    folder = output if output is not None and (output.is_dir() or len(images) > 1 or not output.suffix) else None
+    named = output is not None and (output.is_dir() or len(images) > 1 or not _is_ending(output.suffix))
+    folder = output if named else None
     if folder is not None and not folder.is_dir():
-        if folder.suffix or folder.exists():
+        if _is_ending(folder.suffix) or folder.exists():
             raise UserError(f"{output} is no folder, and {len(images)} pictures do not fit into one file.")
         if not folder.parent.is_dir():
             raise UserError(f"Cannot write into {folder}: the folder {folder.parent} does not exist.")
-        folder.mkdir()
+        make_folder(folder)
     if output is not None and folder is None:
         if file_format not in (None, "same") and check_output_format(output) != check_output_format(
             Path(f"x.{file_format}")
@@ -431,6 +440,11 @@ def _targets(
             raise UserError(f"Two pictures would be written to {target}; give them different names or folders.")
         seen.add(target.resolve())
     return targets
+
+
+def _is_ending(suffix: str) -> bool:
+    """Whether it looks like that of a file; a folder may be called 2024.05.01 Trip or results_v1.0."""
+    return re.fullmatch(r"\.[A-Za-z]\w{0,4}", suffix) is not None
 
 
 def _ending(file_format: Format | None, default: str = ".png") -> str | None:

@@ -148,6 +148,7 @@ def _outputs(
         for top in tiling.rows:
             started = time.perf_counter()
             rows = read(top, top + tiling.height)
+            check_depth(engine, rows)
             dtypes[:] = [rows.dtype]
             for left in tiling.columns:
                 batch = to_batch(rows[:, left : left + tiling.width], smallest)
@@ -219,6 +220,18 @@ def to_batch(piece: Pixels, smallest: tuple[int, int] = (1, 1)) -> Batch:
     batch = np.ascontiguousarray(piece.transpose(2, 0, 1)[None], np.float32)
     batch /= np.float32(peak)
     return batch
+
+
+def check_depth(engine: Engine, rows: Pixels) -> None:
+    """Refuse 16 bits for a file that rounds to 8 by itself.
+
+    Raises:
+        UserError: it does.
+    """
+    if engine.info.pixels == "uint8" and rows.dtype != np.uint8:
+        raise UserError(
+            f"{engine.info.engine} takes 8 bits only, and this picture has 16: use a file without --fuse-io."
+        )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from runtime.images import (
 from runtime.rows import Progress
 from runtime.upscale import DEFAULT_OVERLAP, TilingMode, Upscaled, default_tile, upscale
 
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 """Part of every options hash: raise it when the same options give other bytes."""
 
 
@@ -99,27 +99,34 @@ def load(source: Path, options: Options, scale: int, content: bytes | None = Non
     """
     started = time.perf_counter()
     if content is None:
-        picture = read_picture(source, scale=scale, budget_bytes=options.budget_bytes)
+        picture = read_picture(source, scale=scale, fit=options.fit, budget_bytes=options.budget_bytes)
     else:
-        picture = decode_picture(content, str(source), scale=scale, budget_bytes=options.budget_bytes)
+        picture = decode_picture(content, str(source), scale=scale, fit=options.fit, budget_bytes=options.budget_bytes)
     picture = fill_hidden(without_metadata(picture) if options.strip_metadata else picture)
     return Loaded(picture, time.perf_counter() - started)
 
 
 def compute(
-    engine: Engine, loaded: Loaded, options: Options, progress: Progress | None = None, *, repeatable: bool = True
+    engine: Engine,
+    loaded: Loaded,
+    options: Options,
+    progress: Progress | None = None,
+    *,
+    repeatable: bool = True,
+    size: tuple[int, int] | None = None,
 ) -> Computed:
     """Upscale a picture to the size that was asked for. With ``options.x8`` the engine is a ``SelfEnsemble`` already.
 
     Where the result must be ``repeatable``, tiles are chosen by the size of the picture alone and never made smaller
-    for want of memory: tiles decide about the last bits.
+    for want of memory: tiles decide about the last bits. ``size``, (width, height), is that of the result where it is
+    not the one that the options mean: encoders of videos take even numbers only.
 
     Raises:
         UserError: as ``runtime.upscale.upscale``.
     """
     picture = loaded.picture
     height, width = picture.colour.shape[:2]
-    final = final_size(width, height, options, engine.info.scale)
+    final = size or final_size(width, height, options, engine.info.scale)
     if final[0] <= width and final[1] <= height and options.fit is not None:  # no pixels to invent
         upscaled = Upscaled(picture, tiles=0, tile=None, overlap=0, exact=True)
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-ORIENTATION, ICC_PROFILE, XMP = 0x0112, 34675, 700
+PHOTOMETRIC, ORIENTATION, PLANAR, EXTRA_SAMPLES, ICC_PROFILE, XMP = 262, 0x0112, 284, 338, 34675, 700
 DESCRIBING = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
 """Tags of the first directory that describe the photo and not how its pixels lie in the file."""
 CHILDREN = (34665, 34853)
@@ -92,15 +92,20 @@ def add_tags(path: Path, *, exif: bytes = b"", icc: bytes = b"", xmp: bytes = b"
 
 def set_upright(exif: bytes) -> bytes:
     """An EXIF block with its orientation set to 1, since the pixels have been turned."""
+    return with_number(exif, ORIENTATION, 1)
+
+
+def with_number(exif: bytes, tag: int, value: int) -> bytes:
+    """A TIFF structure in which a tag of the first directory, where it is there, is one SHORT of this value."""
     directory = read_directory(exif)
-    if directory is None or ORIENTATION not in directory.tags:
+    if directory is None or tag not in directory.tags:
         return exif
     (start,) = struct.unpack_from(directory.order + "I", exif, 4)
     (count,) = struct.unpack_from(directory.order + "H", exif, start)
     changed = bytearray(exif)
     for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):  # whole entries only
-        if struct.unpack_from(directory.order + "H", exif, at)[0] == ORIENTATION:
-            struct.pack_into(directory.order + "HHIHH", changed, at, ORIENTATION, 3, 1, 1, 0)
+        if struct.unpack_from(directory.order + "H", exif, at)[0] == tag:
+            struct.pack_into(directory.order + "HHIHH", changed, at, tag, 3, 1, value, 0)
             break
     return bytes(changed)
 

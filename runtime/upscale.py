@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, cast
 
@@ -24,6 +24,7 @@ from runtime.rows import (
     Read,
     Seconds,
     blended_rows,
+    check_depth,
     collect_means,
     cut_rows,
     smallest_input,
@@ -103,7 +104,7 @@ def upscale(
     alpha = None if picture.alpha is None else _resize_alpha(picture.alpha, engine.info.scale)
     seconds.postprocess += time.perf_counter() - started
     return Upscaled(
-        picture=Picture(colour, alpha, grey=picture.grey, metadata=picture.metadata),
+        picture=replace(picture, colour=colour, alpha=alpha),
         tiles=rows.tiling.count,
         tile=tile or None,
         overlap=rows.overlap,
@@ -271,11 +272,8 @@ def _as_pixels(
     engine: PixelEngine, read: Read, height: int, seconds: Seconds, progress: Progress | None
 ) -> Generator[Pixels, None, None]:
     """A whole picture through a file that takes and gives uint8: nothing is left to do before and after."""
-    rows = np.asarray(read(0, height))
-    if rows.dtype != np.uint8:
-        raise UserError(
-            f"{engine.info.engine} takes 8 bits only, and this picture has 16: use a file without --fuse-io."
-        )
+    rows = read(0, height)
+    check_depth(engine, rows)
     started = time.perf_counter()
     with within_memory(engine, *rows.shape[:2]):
         result = engine.infer_pixels(np.ascontiguousarray(rows, np.uint8)[None])[0]

@@ -12,7 +12,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ import numpy as np
 from runtime.batch import file_sha256, overlapped
 from runtime.engines.contract import Engine, ShapedEngine
 from runtime.errors import UserError
-from runtime.files import replacing
+from runtime.files import make_folder, replacing
 from runtime.headers import Header, check_budget
 from runtime.images import Picture, Pixels
 from runtime.manifest import Entry, Manifest, open_manifest
@@ -116,13 +116,11 @@ def upscale_video(
     with open_video(av, source) as container:
         facts = _facts(container, source)
     header = Header("video", facts.width, facts.height, 3, 16 if facts.deep else 8)
-    check_budget(header, str(source), scale=engine.info.scale, budget_bytes=options.budget_bytes)
+    check_budget(header, str(source), scale=engine.info.scale, fit=options.fit, budget_bytes=options.budget_bytes)
     width, height = final_size(facts.width, facts.height, options, engine.info.scale)
     size = (width - width % 2, height - height % 2)  # 4:2:0 has one colour sample for two pixels
     if min(size) < 2:
         raise UserError(f"{source} would become {width}x{height}, which no encoder takes.")
-    if size != (width, height):
-        options = replace(options, fit=size, scale=None)
     chosen = _choose_encoder(av, encoder, size, facts, options.quality)
     if isinstance(engine, ShapedEngine):
         tile = options.tile if options.tile is not None else default_tile(facts.height, facts.width, engine.info)
@@ -133,7 +131,7 @@ def upscale_video(
     folder = target.with_name(f"{target.name}.parts")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is in the way: the unfinished parts of the result go there; remove it.")
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     key = hashlib.sha256(f"{options_sha256} {size} {chosen} {segment_frames}".encode()).hexdigest()
     with open_manifest(folder) as manifest:
         for half in folder.glob(".*.part.*"):  # a segment, or the result: all that a killed run leaves is in here
@@ -142,12 +140,15 @@ def upscale_video(
         segments.take_over()
         before = len(segments.paths)
         frames = _frames(av, source, facts, skip=before * segment_frames)
-        new = _upscale_frames(av, frames, segments, engine, options, facts, size, chosen, tell)
+        try:
+            new = _upscale_frames(av, frames, segments, engine, options, facts, size, chosen, tell)
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"Cannot write into {folder}: {reason_of(error)}.") from error
         if not segments.paths:
             raise UserError(f"{source} has no frame that can be decoded.")
         joined = folder / f"joined{target.suffix}"
         try:
-            notes = join(av, segments.paths, source, joined, facts.time_base)
+            notes = join(av, segments.paths, source, joined, facts.time_base, strip=options.strip_metadata)
             joined.replace(target)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"Cannot write {target}: {reason_of(error)}.") from error
@@ -269,7 +270,7 @@ def _upscale_frames(
     def infer(timed: Timed | None) -> tuple[Timed, Pixels] | None:
         if timed is None:
             return None
-        computed = compute(engine, Loaded(timed.picture, 0.0), options)
+        computed = compute(engine, Loaded(timed.picture, 0.0), options, size=size)
         return timed, computed.upscaled.picture.colour
 
     def write(_: int, value: tuple[Timed, Pixels] | None) -> bool:

@@ -47,7 +47,9 @@ def open_video(av: Any, path: Path) -> Any:
         raise UserError(f"{path} cannot be read as a video: {reason_of(error)}.") from error
 
 
-def join(av: Any, segments: list[Path], source: Path, target: Path, time_base: Fraction) -> list[str]:
+def join(
+    av: Any, segments: list[Path], source: Path, target: Path, time_base: Fraction, *, strip: bool = False
+) -> list[str]:
     """Join the segments with all other streams of the source, in the order of time.
 
     Args:
@@ -56,6 +58,8 @@ def join(av: Any, segments: list[Path], source: Path, target: Path, time_base: F
         source: where sound, subtitles, chapters and descriptions come from.
         target: the result; whole, or not there.
         time_base: of the video in the result.
+        strip: leave out what describes the video, where it was taken say, but for languages; and streams of data,
+            in which cameras keep that too.
 
     Returns:
         Notes on what could not be kept.
@@ -72,7 +76,7 @@ def join(av: Any, segments: list[Path], source: Path, target: Path, time_base: F
             old = original.streams.video[0]
             # the time code is a track in MP4 and MOV, which is not written for a stream that is copied from segments
             left_out = ("timecode",) if target.suffix.lower() != ".mkv" else ()
-            _describe(video, old, *left_out)
+            _describe(video, old, *left_out, strip=strip)
             if left_out and "timecode" in {*old.metadata, *original.metadata}:
                 notes.append("the time code is left out; Matroska keeps it")
             copies: dict[int, Any] = {}
@@ -81,12 +85,15 @@ def join(av: Any, segments: list[Path], source: Path, target: Path, time_base: F
             for stream in original.streams:
                 if stream.type == "video" or _is_written_anew(stream, chapters):
                     continue
-                if _can_be_copied(av, stream, target):
-                    copies[stream.index] = _describe(result.add_stream_from_template(stream), stream)
+                if strip and stream.type == "data":
+                    notes.append(f"stream {stream.index} ({stream.type}) is left out, as --strip-metadata asks")
+                elif _can_be_copied(av, stream, target):
+                    copies[stream.index] = _describe(result.add_stream_from_template(stream), stream, strip=strip)
                 else:
                     notes.append(f"stream {stream.index} ({stream.type}) cannot be copied and is left out")
             own = ("rotate", "major_brand", "minor_version", "compatible_brands", "encoder", *left_out)
-            result.metadata.update({k: v for k, v in original.metadata.items() if k.lower() not in own})
+            if not strip:
+                result.metadata.update({k: v for k, v in original.metadata.items() if k.lower() not in own})
             packets = heapq.merge(
                 _timed(_packets(av, segments), 0, video),
                 *(_timed(_copied(av, source, index), index + 1, copy) for index, copy in copies.items()),
@@ -149,9 +156,10 @@ def _seconds(packet: Any) -> Fraction:
     return time
 
 
-def _describe(stream: Any, like: Any, *left_out: str) -> Any:
+def _describe(stream: Any, like: Any, *left_out: str, strip: bool = False) -> Any:
     own = ("rotate", "encoder", *left_out)
-    stream.metadata.update({k: v for k, v in like.metadata.items() if k.lower() not in own})
+    kept = {k: v for k, v in like.metadata.items() if k.lower() not in own and (not strip or k.lower() == "language")}
+    stream.metadata.update(kept)
     with suppress(AttributeError):
         stream.disposition = like.disposition
     return stream

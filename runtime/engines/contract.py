@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from runtime.errors import UserError
 from runtime.model_check import check_onnx
 
+ANY_SIZE = 1 << 20
+"""Of a side that has no largest size, where the other one has."""
 Batch = NDArray[np.float32]
 """(N, 3, H, W) float32 RGB, [0, 1] where it is a picture."""
 
@@ -139,6 +141,30 @@ def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str,
         minimum_size=recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025)),
         precision=metadata.get("gmin.precision", "unknown"),
     )
+
+
+def accepted_sizes(
+    path: Path, shape: Sequence[object], *, pixels: bool
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """``EngineInfo.accepts`` of a file whose input has this shape, in which whatever is no integer may be any.
+
+    Args:
+        path: the file.
+        shape: (N, 3, H, W), or (N, H, W, 3) of one that takes ``pixels``.
+        pixels: as ``EngineInfo.pixels``.
+
+    Raises:
+        UserError: it has not four dimensions, or takes several pictures at once and no single one.
+    """
+    if len(shape) != 4:
+        raise UserError(f"{path} is no super-resolution network: its input has not four dimensions.")
+    known = [size if isinstance(size, int) else None for size in shape]
+    batch, (height, width) = known[0], known[1:3] if pixels else known[2:]
+    if batch is not None and batch != 1:
+        raise UserError(f"{path} takes {batch} pictures at once; export it for one, or for any number.")
+    if height is None and width is None:
+        return None
+    return (height or 1, width or 1), (height or ANY_SIZE, width or ANY_SIZE)
 
 
 def through_pixels(infer_pixels: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], batch: Batch) -> Batch:

@@ -14,6 +14,7 @@ from runtime.engines.contract import (
     Batch,
     EngineInfo,
     Feeds,
+    accepted_sizes,
     check_model_file,
     info_from_metadata,
     recorded,
@@ -101,9 +102,13 @@ class OpenVinoEngine:
             if "gmin.scale" in metadata
             else self._probe(compiled),
         )
-
-        if self._takes_pixels:
-            self.info = replace(self.info, pixels="uint8")
+        shape = compiled.input(0).partial_shape
+        sizes = [] if shape.rank.is_dynamic else [None if n.is_dynamic else n.get_length() for n in shape]
+        self.info = replace(
+            self.info,
+            accepts=accepted_sizes(path, sizes, pixels=self._takes_pixels),
+            pixels="uint8" if self._takes_pixels else "float",
+        )
 
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""

@@ -16,6 +16,7 @@ from runtime.engines.contract import (
     Batch,
     EngineInfo,
     Feeds,
+    accepted_sizes,
     check_model_file,
     info_from_metadata,
     recorded,
@@ -117,7 +118,12 @@ class OrtEngine:
             else self._probe(),
         )
         fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
-        self.info = replace(info, fallback=fallback, pixels="uint8" if self._takes_pixels else "float")
+        self.info = replace(
+            info,
+            accepts=accepted_sizes(path, self._input.shape, pixels=self._takes_pixels),
+            fallback=fallback,
+            pixels="uint8" if self._takes_pixels else "float",
+        )
 
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""

@@ -12,6 +12,7 @@ from model.gmin import Gmin
 from model.registry import describe
 from runtime.engines.contract import PixelEngine
 from runtime.engines.opening import open_engine
+from runtime.ensemble import SelfEnsemble
 from runtime.errors import UserError
 from runtime.images import Picture
 from runtime.upscale import upscale
@@ -56,8 +57,10 @@ def test_quantized_files_can_be_fused_too(tmp_path: Path, photo: np.ndarray) -> 
 
 def test_16_bits_and_exact_tiles_are_refused(fused: Path, photo: np.ndarray) -> None:
     engine = open_engine(f"ort:{fused}")
-    with pytest.raises(UserError, match="8 bits only"):
-        upscale(engine, Picture(photo[:20, :20].astype(np.uint16) * 257))
+    deep = Picture(photo[:40, :40].astype(np.uint16) * 257)
+    for asked, tile in ((engine, None), (engine, 32), (SelfEnsemble(engine), None)):
+        with pytest.raises(UserError, match="8 bits only"):
+            upscale(asked, deep, tile=tile, overlap=0)
     with pytest.raises(UserError, match="has a Transpose as well"):
         upscale(engine, Picture(photo[:20, :300]), tile=16, tiling="exact")
 

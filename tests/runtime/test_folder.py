@@ -98,6 +98,8 @@ def test_what_a_folder_run_refuses(script: Script, photos: Path, tmp_path: Path,
         ([photos, "-o", tmp_path / "file"], "is no folder"),
         ([photos, "-o", tmp_path / "out.png"], "is no folder"),
         ([photos, "-o", tmp_path / "nowhere/out"], "does not exist"),
+        ([photos, "-o", "/proc/out"], "Cannot make the folder /proc/out"),
+        ([photos / "a.png", "-o", "/proc/out"], "Cannot make the folder /proc/out"),
         ([tmp_path / "empty.png", "-o", tmp_path / "out"], "There is no picture at"),
         ([photos, photos / "trip"], "Name a folder for the results"),
     ]
@@ -107,6 +109,36 @@ def test_what_a_folder_run_refuses(script: Script, photos: Path, tmp_path: Path,
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_may_have_dots_in_their_names(script: Script, photos: Path, tmp_path: Path, cubic: str) -> None:
+    dotted = tmp_path / "2024.05.01 Trip"
+    photos.rename(dotted)
+    assert script("runtime/infer.py", dotted, "--engine", cubic).returncode == 3  # one picture is damaged
+    assert (tmp_path / "2024.05.01 Trip_x4/a_png_x4.png").is_file()
+    done = script("runtime/infer.py", dotted / "a.png", dotted / "a.jpg", "-o", tmp_path / "v1.0", "--engine", cubic,
+                  "--format", "same")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "v1.0").iterdir())) == 2
+
+
+def test_names_that_are_no_unicode_are_upscaled_and_said(script: Script, tmp_path: Path, cubic: str) -> None:
+    folder = tmp_path / "latin"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.fromarray(PIXELS).save(folder / name)
+    except OSError:
+        pytest.skip("this file system has only names that are Unicode")
+    done = script(
+        "runtime/infer.py", folder, "-o", tmp_path / "out", "--engine", cubic, "--format", "jpg", "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert Path(result["output"]).is_file()
+    alone = script("runtime/infer.py", folder / name, "--engine", cubic, PYTHONIOENCODING="utf-8:strict")
+    assert alone.returncode == 0, alone.stderr
+    assert "caf\\udce9_x4.png" in alone.stdout
 
 
 def test_results_inside_the_source_are_not_upscaled_again(photos: Path) -> None:

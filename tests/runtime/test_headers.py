@@ -81,6 +81,17 @@ def test_the_budget_counts_the_result(tmp_path: Path) -> None:
         decode_picture(content, "a", scale=4, budget_bytes=needed - 1)
 
 
+def test_the_budget_counts_what_the_result_is_resized_to() -> None:
+    """As large as the box lets it, whichever way the picture is turned."""
+    content = encoded("PNG", "RGB")
+    whole = 22 * 14 * (1 + 4) + 2200 * 1400
+    assert decode_picture(content, "a", scale=2, fit=(2200, 1400), budget_bytes=3 * whole + 1).colour.size
+    with pytest.raises(UserError, match="with its result in 2200x1400"):
+        decode_picture(content, "a", scale=2, fit=(2200, 1400), budget_bytes=3 * whole - 3)
+    with pytest.raises(UserError, match="more than the budget"):
+        decode_picture(content, "a", scale=2, fit=(1400, 2200), budget_bytes=3 * whole - 3)
+
+
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "BMP"]), st.data())
 def test_spoiled_headers_are_refused_or_read_and_nothing_else(kind: str, data: st.DataObject) -> None:
     content = bytearray(encoded(kind, "RGB"))

@@ -1,6 +1,8 @@
 """Pictures in and out, checked by Pillow, an independent reader."""
 
 import functools
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from runtime.errors import UserError
 from runtime.images import Picture, fill_hidden, read_picture, without_metadata, write_picture
+from runtime.tiff_tags import EXTRA_SAMPLES, PHOTOMETRIC, PLANAR, read_directory, with_number
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (14, 22, 3), dtype=np.uint8)
 
@@ -165,6 +168,16 @@ def test_a_grey_profile_is_not_put_on_colour(tmp_path: Path) -> None:
         assert ("icc_profile" in Image.open(tmp_path / "a.png").info) == (alpha is None)
 
 
+def with_entry(content: bytes, old: int, new: int, value: int) -> bytes:
+    """A little-endian TIFF whose entry ``old`` is ``new``, a SHORT; the order of tags does not matter to readers."""
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    entries = {struct.unpack_from("<H", content, at)[0]: at for at in range(start + 2, start + 2 + 12 * count, 12)}
+    changed = bytearray(content)
+    struct.pack_into("<HHIHH", changed, entries[old], new, 3, 1, value, 0)
+    return bytes(changed)
+
+
 @functools.cache  # it holds the second in which it was made
 def rgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -185,6 +198,59 @@ def test_transparent_palette_and_grey_with_alpha(tmp_path: Path) -> None:
     both.save(tmp_path / "la.tiff")  # OpenCV would drop the alpha without a word
     with pytest.raises(UserError, match="grey TIFF with transparency"):
         read_picture(tmp_path / "la.tiff")
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_colours_behind_the_alpha_of_a_tiff_are_those_of_the_file(tmp_path: Path, deep: bool) -> None:
+    """Straight alpha, as Pillow says of its own; and associated alpha, whose colours the file has multiplied by it."""
+    peak = 65535 if deep else 255
+    colour = (PIXELS.astype(np.uint16) * 257) if deep else PIXELS
+    alpha = np.linspace(peak / 2, peak, PIXELS[..., 0].size).reshape(PIXELS.shape[:2]).astype(colour.dtype)
+    times_alpha = np.rint(colour * (alpha[..., None] / peak)).astype(colour.dtype)
+    for kind, stored in ((2, colour), (1, times_alpha)):
+        if deep:  # Pillow has no such mode; OpenCV writes no such tag: it takes the place of one with its default
+            write_picture(tmp_path / "a.tiff", Picture(stored, alpha))
+            content = (tmp_path / "a.tiff").read_bytes()
+            content = with_entry(content, PLANAR, EXTRA_SAMPLES, kind)
+        else:
+            Image.fromarray(np.dstack((stored, alpha)), "RGBA").save(tmp_path / "a.tiff")
+            content = with_number((tmp_path / "a.tiff").read_bytes(), EXTRA_SAMPLES, kind)
+        (tmp_path / "a.tiff").write_bytes(content)
+        assert read_directory(content).number(EXTRA_SAMPLES) == kind  # type: ignore[union-attr]
+        picture = read_picture(tmp_path / "a.tiff")
+        assert np.array_equal(picture.alpha, alpha)
+        assert np.abs(picture.colour.astype(int) - colour).max() <= (kind == 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_grey_tiff_whose_white_is_0_is_no_negative(tmp_path: Path, dtype: type) -> None:
+    import cv2
+
+    grey = PIXELS[..., 0].astype(dtype) * dtype(257 if dtype is np.uint16 else 1)
+    encoded = cv2.imencode(".tiff", np.iinfo(dtype).max - grey)[1].tobytes()
+    (tmp_path / "a.tiff").write_bytes(with_number(encoded, PHOTOMETRIC, 0))
+    picture = read_picture(tmp_path / "a.tiff")
+    assert picture.grey
+    assert np.array_equal(picture.colour[..., 0], grey)
+
+
+def test_separate_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.tiff", Picture(PIXELS.astype(np.uint16) * 257))
+    (tmp_path / "a.tiff").write_bytes(with_number((tmp_path / "a.tiff").read_bytes(), PLANAR, 2))
+    with pytest.raises(UserError, match="separate planes"):
+        read_picture(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff", "bmp"])
+def test_names_that_are_no_unicode(tmp_path: Path, ending: str) -> None:
+    """Latin-1 names of old archives: OpenCV's own writer ends the process at one."""
+    path = tmp_path / os.fsdecode(b"caf\xe9." + ending.encode())
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system has only names that are Unicode")
+    write_picture(path, Picture(PIXELS))
+    assert read_picture(path).colour.shape == PIXELS.shape
 
 
 def test_hidden_colours_do_not_fringe() -> None:
@@ -229,6 +295,10 @@ def test_heif_where_its_library_is(tmp_path: Path, mode: str, dtype: type) -> No
     assert back.info["icc_profile"] == rgb_profile()
     with pytest.raises(UserError, match="more than the budget"):
         read_picture(tmp_path / "a.heic", scale=4, budget_bytes=64 * 48 * 3)
+    file.add_frombytes(mode, (64, 48), pixels.tobytes())
+    file.save(tmp_path / "two.heic")
+    assert "only the first" in read_picture(tmp_path / "two.heic").notes[0]
+    assert picture.notes == ()
     (tmp_path / "cut.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:300])
     with pytest.raises(UserError, match="cannot be decoded"):
         read_picture(tmp_path / "cut.heic")

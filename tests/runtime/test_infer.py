@@ -13,7 +13,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from data.metrics import psnr
+from runtime.engines.opening import open_engine
+from runtime.errors import UserError
+from runtime.images import read_picture
 from tests.conftest import ROOT, Script
+from tests.tiny_onnx import tiny
 
 MODELS = ROOT / "runtime/models"
 PHOTO = ROOT / "data/chelsea.png"
@@ -152,6 +156,26 @@ def test_bad_input_ends_with_one_sentence_and_nothing_written(script: Script, sm
     assert not list(tmp_path.glob(".*")), "no temporary file may be left"
 
 
+@pytest.mark.parametrize("engine", ["", "ort:", "openvino:"])
+def test_a_file_of_one_size_gets_tiles_of_that_size(script: Script, small: Path, tmp_path: Path, engine: str) -> None:
+    file = tmp_path / "fixed.onnx"
+    file.write_bytes(tiny(size=(24, 40)))
+    for source in (small, ROOT / "data/chelsea.png"):
+        target = tmp_path / "a.png"
+        done = script("runtime/infer.py", source, "--engine", f"{engine}{file}", "-o", target)
+        assert done.returncode == 0, done.stderr
+        assert read_picture(target).colour.shape[1] == 2 * read_picture(source).colour.shape[1]
+
+
+def test_a_file_for_several_pictures_at_once_is_refused(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(tiny())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "four.onnx")
+    for backend in ("ort", "openvino"):
+        with pytest.raises(UserError, match="takes 4 pictures at once"):
+            open_engine(f"{backend}:{tmp_path / 'four.onnx'}")
+
+
 def test_bad_outputs(script: Script, small: Path, tmp_path: Path) -> None:
     cases: list[tuple[object, str]] = [
         (tmp_path / "nowhere" / "a.png", "does not exist"),
@@ -172,6 +196,20 @@ def test_bad_outputs(script: Script, small: Path, tmp_path: Path) -> None:
     done = script("runtime/infer.py", small, "--engine", "ort:gmin_x4", PYTHONPATH=str(script_without_engines))
     assert done.returncode == 2
     assert "ONNX Runtime is not installed" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_picture_in_a_folder_without_permission(script: Script, small: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "a.png").write_bytes(small.read_bytes())
+    closed.chmod(0)
+    try:
+        done = script("runtime/infer.py", closed / "a.png")
+    finally:
+        closed.chmod(0o755)
+    assert done.returncode == 2
+    assert "permission denied" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

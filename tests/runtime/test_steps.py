@@ -12,7 +12,7 @@ from benchmarks.interruptions import cubic_engine
 from runtime.engines.contract import Batch, EngineInfo
 from runtime.ensemble import SelfEnsemble
 from runtime.images import Picture
-from runtime.steps import Loaded, Options, compute, final_size
+from runtime.steps import Loaded, Options, compute, final_size, load, store
 from tests.conftest import ROOT, Script
 
 PHOTO = ROOT / "data/chelsea.png"
@@ -67,6 +67,21 @@ def test_sizes_beside_the_networks_own() -> None:
         assert result.alpha.shape == size[::-1]
         assert note in done.resized
         assert bool(note) == bool(done.resized)
+
+
+def test_a_size_that_the_options_do_not_mean() -> None:
+    picture = Picture(np.zeros((90, 160, 3), np.uint8))
+    for options in (Options(fit=(214, 120)), Options()):
+        done = compute(Shift(), Loaded(picture, 0.0), options, size=(212, 120))
+        assert done.upscaled.picture.colour.shape == (120, 212, 3)
+
+
+def test_notes_of_the_source_reach_the_result(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (9, 8), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    loaded = load(tmp_path / "a.tiff", Options(), 2)
+    written = store(tmp_path / "a.tiff", tmp_path / "b.png", compute(Shift(), loaded, Options()), Options())
+    assert "only the first" in written["notes"][0]
 
 
 def test_what_can_be_asked_on_the_command_line(script: Script, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 av = pytest.importorskip("av", reason="needs the extra video")
 
 from benchmarks.interruptions import cubic_engine, interrupt_video
+from runtime import video
 from runtime.engines.contract import Batch, EngineInfo
 from runtime.errors import UserError
 from runtime.steps import Options
@@ -317,6 +318,55 @@ def test_bad_videos_and_options_leave_nothing(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             upscale_video(tmp_path / name, tmp_path / "out.mp4", Doubling(), options, options_sha256="", **arguments)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_what_describes_the_video_can_be_left_out(tmp_path: Path) -> None:
+    source = clip(tmp_path / "a.mp4")
+    with av.open(str(source)) as plain, av.open(str(tmp_path / "b.mp4"), "w") as placed:
+        placed.metadata.update({"title": "a clip", "location": "+48.2082+016.3738/"})
+        copies = {stream.index: placed.add_stream_from_template(stream) for stream in plain.streams}
+        copies[1].metadata["language"] = "deu"
+        for packet in plain.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                placed.mux(packet)
+    found = {}
+    for strip in (False, True):
+        upscale_video(tmp_path / "b.mp4", tmp_path / "c.mp4", Doubling(), Options(strip_metadata=strip),
+                      options_sha256="", encoder="libx264")  # fmt: skip
+        with av.open(str(tmp_path / "c.mp4")) as container:
+            found[strip] = dict(container.metadata)
+            assert container.streams.audio[0].metadata["language"] == "deu"
+    assert found[False]["location"] == "+48.2082+016.3738/"
+    assert not {"location", "title"} & set(found[True])
+
+
+def test_frames_are_resized_once_to_the_even_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64x48 fill 68x51 of 68x90, an encoder takes 68x50, and into 68x50 the same frame would go as 67x50."""
+    seen = set()
+    plain = video._encodable
+
+    def noted(pyav: Any, pixels: np.ndarray, *others: Any) -> Any:
+        seen.add(pixels.shape)
+        return plain(pyav, pixels, *others)
+
+    monkeypatch.setattr(video, "_encodable", noted)
+    source = clip(tmp_path / "a.mp4")
+    options = Options(fit=(68, 90))
+    result = upscale_video(source, tmp_path / "b.mp4", Doubling(), options, options_sha256="", encoder="libx264")
+    assert (result["width"], result["height"]) == (68, 50)
+    assert {(50, 68, 3)} == seen
+
+
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(video._Segments, "close", full)
+    source = clip(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"Cannot write into .*b.mp4.parts: no space left"):
+        upscale_video(source, tmp_path / "b.mp4", Doubling(), Options(), options_sha256="", encoder="libx264")
+    assert not (tmp_path / "b.mp4").exists()
 
 
 def test_the_command_takes_videos(script: Script, tmp_path: Path) -> None:
