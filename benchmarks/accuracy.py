@@ -5,7 +5,9 @@ python benchmarks/accuracy.py bicubic gmin_x4 gmin_x4.onnx --set BSD100
 
 from __future__ import annotations
 
+import io
 import sys
+from csv import writer
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,15 +110,17 @@ def main(
     from runtime.environment import available_cores, environment
 
     images = image_set(set_name, scale)
-    results, lines = [], ["engine,image,psnr_y_db,ssim_y"]
+    results, lines = [], [["engine", "image", "psnr_y_db", "ssim_y"]]
     for spec in engines:
         with closing(open_any(spec, scale, threads=threads)) as engine:
             mean, scores = score(engine, images, quiet=quiet)
         results.append(mean)
-        lines += [f"{spec},{s.image},{s.psnr_y_db:.6f},{s.ssim_y:.6f}" for s in scores]
+        lines += [[spec, s.image, f"{s.psnr_y_db:.6f}", f"{s.ssim_y:.6f}"] for s in scores]
     if csv is not None:
+        text = io.StringIO(newline="")
+        writer(text, lineterminator="\n").writerows(lines)
         with atomic_write(csv) as stream:
-            stream.write(("\n".join(lines) + "\n").encode())
+            stream.write(text.getvalue().encode("utf-8", "surrogateescape"))
     report = {
         "schema": 1,
         "protocol": PROTOCOL,

@@ -48,7 +48,7 @@ def main(
     engine: Annotated[
         str | None, typer.Option(help="Engine. Default: a cubic filter as an ONNX file, made here; it is no network.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the pictures and the moments.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the pictures and the moments.")] = 0,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -84,20 +84,17 @@ def profile_layers(
     except ImportError as error:
         raise UserError("Profiling needs ONNX Runtime: pip install 'gmin-edge[ort]'.") from error
     import numpy as np
+    import onnx
+
+    from quantize.search import open_session
 
     batch = np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="gmin-layers-") as folder:
         sessions = []
         for i, file in enumerate(files):
             check_model_file(file, ".onnx")
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder) / str(i))
-            if threads:
-                options.intra_op_num_threads = threads
             try:
-                session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+                session = open_session(onnx.load(file), profile=Path(folder) / str(i), threads=threads)
             except Exception as error:  # the library raises its own kinds, which share no base
                 raise UserError(f"ONNX Runtime cannot load {file}: {str(error).splitlines()[0]}") from error
             sessions.append(session)

@@ -143,11 +143,14 @@ def measure_reached(specs: list[str], size: Size, peaks: list[Peak], *, threads:
     Raises:
         UserError: an engine cannot be opened, or is no ONNX file.
     """
-    from benchmarks.engines import onnx_path, open_any
+    from benchmarks.engines import is_torch, onnx_path, open_any
     from benchmarks.latency import Contestant, measure
     from benchmarks.onnx_cost import onnx_cost
     from runtime.engines.opening import split_prefix
 
+    for spec in specs:
+        if is_torch(spec):
+            raise UserError(f"{spec} would run in PyTorch; name a file with its engine, as ort:{spec}.")
     with ExitStack() as stack:
         contestants = [
             Contestant(stack.enter_context(closing(open_any(spec, threads=threads))), spec) for spec in specs
@@ -185,7 +188,7 @@ def main(
 ) -> None:
     """Say how many multiply-accumulates a second files reach, and what the same engine reaches at best here."""
     from runtime.engines.opening import BACKENDS as ALL
-    from runtime.engines.opening import MODELS, installed
+    from runtime.engines.opening import MODELS, installed, open_engine
     from runtime.environment import available_cores, environment
 
     threads = threads or available_cores()
@@ -201,6 +204,13 @@ def main(
         )
         if installed(ALL[backend])
     ]
+    left_out = []
+    for spec in [] if engines else list(specs):
+        try:
+            open_engine(spec, threads=threads).close()
+        except UserError as refusal:  # an engine that computes 8 bits wrongly here
+            specs.remove(spec)
+            left_out.append(f"left out: {refusal}")
     peaks = measure_peaks(threads=threads, rounds=rounds)
     results = measure_reached(
         specs, size_from_text(size) if size else LATENCY_INPUT, peaks, threads=threads, rounds=rounds
@@ -210,6 +220,7 @@ def main(
         "schema": 1,
         "peaks": [asdict(peak) for peak in peaks],
         "results": [asdict(result) for result in results],
+        "left_out": left_out,
         "environment": asdict(around),
     }
     write_json(payload, json_target)
@@ -233,7 +244,13 @@ def main(
         for r in results
     ]
     say(
-        f"{table(best)}\n\n{table(rows)}\n{around.processor} ({', '.join(around.features)}), {threads} threads",
+        "\n".join(
+            [
+                f"{table(best)}\n\n{table(rows)}",
+                f"{around.processor} ({', '.join(around.features)}), {threads} threads",
+                *left_out,
+            ]
+        ),
         quiet=quiet,
         json_target=json_target,
     )

@@ -437,14 +437,17 @@ def main(
         check_readme(readme)
     if scores and source is None:
         raise UserError("--scores changes a report that is there: name it with --from.")
+    if note and not scores:
+        raise UserError("--note stands beside new scores: name them with --scores.")
     if source is not None:
         if readme is None:
             raise UserError("A report.json holds no pictures: --from works with --readme only.")
         report = from_json(source)
         if scores:
             report = rescore(report, scores, weights=_checkpoint(MODELS / "gmin_x4.onnx"))
-            report = replace(report, warnings=(note,) if note else ())
+            report = replace(report, warnings=tuple(dict.fromkeys([*report.warnings, *([note] if note else [])])))
         update_readme(report, readme)
+        write_json(as_json(report), json_target)
         say(f"{readme}: from {source}", quiet=quiet, json_target=json_target)
         return
     plan = QUICK if quick else FULL

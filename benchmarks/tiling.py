@@ -18,6 +18,7 @@ if not __package__:  # started as a file: import from the repository, not from t
 import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, table, write_json
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from runtime.engines.contract import Engine
@@ -73,6 +74,8 @@ def measure_tiling(engine: Engine, image: Path, side: int) -> list[TilingError]:
     from runtime.upscale import upscale
 
     picture = read_picture(image)
+    if picture.colour.dtype != np.uint8:
+        raise UserError(f"{image} has 16 bits; tiles are compared in levels of 8.")
     upscale(engine, picture, tile=0)
     started = time.perf_counter()
     whole = upscale(engine, picture, tile=0).picture.colour.astype(np.int32)

@@ -34,6 +34,10 @@ CHECKED_SIZES = ((1, 31, 45), (2, 16, 23), (1, 64, 33))  # batch, height, width
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # largest difference from PyTorch FP32 on [0, 1]
 
 
+class DifferentError(RuntimeError):
+    """What was exported does not give the pixels that PyTorch gives."""
+
+
 @dataclass(frozen=True)
 class Export:
     """What an export gave. Differences are the largest on [0, 1] against PyTorch FP32, by input size."""
@@ -105,7 +109,7 @@ def export_onnx(
     differences = difference_from_torch(content, model, network.minimum_size)
     worst = max(differences.values())
     if not worst <= TOLERANCE[precision]:
-        raise RuntimeError(
+        raise DifferentError(
             f"the exported {network.name} differs from PyTorch by {worst:.2e}, more than {TOLERANCE[precision]:.0e}"
         )
     if fuse_io:
@@ -115,7 +119,7 @@ def export_onnx(
         floats, content = content, proto.SerializeToString(deterministic=True)
         levels = difference_in_levels(floats, content, sample_photo()[: max(64, network.minimum_size), :80])
         if levels > 1:
-            raise RuntimeError(f"with its input and output fused, {network.name} differs by {levels} levels")
+            raise DifferentError(f"with its input and output fused, {network.name} differs by {levels} levels")
     with atomic_write(path) as stream:
         stream.write(content)
     return Export(
@@ -266,15 +270,18 @@ def main(
         result = _export_foreign(ckpt, output, precision, fuse_io)
     else:
         built = load_checkpoint(create(name), ckpt)
-        result = export_onnx(
-            built,
-            output,
-            describe(name),
-            checkpoint_sha256=sha256(ckpt),
-            fold=fold,
-            precision=precision,
-            fuse_io=fuse_io,
-        )
+        try:
+            result = export_onnx(
+                built,
+                output,
+                describe(name),
+                checkpoint_sha256=sha256(ckpt),
+                fold=fold,
+                precision=precision,
+                fuse_io=fuse_io,
+            )
+        except (DifferentError, ValueError) as error:  # weights that are no numbers, or that overflow in FP16
+            raise UserError(f"{ckpt} is not exported: {error}.") from error
     write_json(asdict(result), json_target)
     worst = max(result.max_abs_difference.values())
     sizes = ", ".join(result.max_abs_difference)

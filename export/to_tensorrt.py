@@ -17,6 +17,7 @@ if not __package__:  # started as a file: import from the repository, not from t
 import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
+from runtime.engines.contract import recorded
 from runtime.errors import UserError
 from runtime.files import atomic_write, cache_folder, check_writable, private_folder
 from runtime.flavour import Flavour, FlavourOption, load_flavour
@@ -172,7 +173,7 @@ def profile_for(model: ModelProto, path: Path, shapes: str | None) -> Profile:
         raise UserError(f"{path} takes {dimensions[0].dim_value} pictures at a time; export it for one, or for any.")
     fixed = dimensions[2].dim_value, dimensions[3].dim_value  # 0 where any size is taken
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    least = int(metadata.get("gmin.minimum_size", 1))
+    least = recorded(path, metadata, "gmin.minimum_size", 1, range(1, 1025))
     if shapes is None:
         low, best, high = (
             tuple(side or default for side in fixed)
@@ -311,7 +312,8 @@ def main(
     """Build a TensorRT plan from an ONNX file: lint, build, and a JSON beside the plan that says what is in it."""
     if output.suffix.lower() not in (".plan", ".engine"):
         raise UserError(f"{output} must end in .plan or .engine.")
-    check_writable(output)
+    for written in (output, *([timing_cache] if timing_cache else [])):
+        check_writable(written)
     targets = tuple(_target(text) for entry in (*(target or ()), *(more_targets or ())) for text in entry.split(","))
     built = plan_from_onnx(
         model,

@@ -18,7 +18,7 @@ from runtime.command_line import JsonOption, QuietOption, new_app, run, say, wri
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 
 def lint_for_tensorrt(model: ModelProto) -> list[str]:
@@ -28,9 +28,25 @@ def lint_for_tensorrt(model: ModelProto) -> list[str]:
     are positive finite initializers, and float biases. It warns at uint8 and clips half of its range.
     """
     import numpy as np
-    from onnx import TensorProto, numpy_helper
+    from onnx import TensorProto, helper, numpy_helper
 
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    weights_of = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+
+    def kind_of(node: NodeProto) -> int:
+        """Type of the 8-bit values of a pair: of the zero point, else of what is stored; unsigned by the standard."""
+        zero = initializers.get(node.input[2]) if len(node.input) > 2 else None
+        if zero is not None:
+            return int(zero.data_type)
+        if node.op_type == "QuantizeLinear":
+            named = (helper.get_attribute_value(a) for a in node.attribute if a.name == "output_dtype")
+            return int(next(named, 0) or TensorProto.UINT8)
+        stored, before = initializers.get(node.input[0]), producers.get(node.input[0])
+        if stored is not None:
+            return int(stored.data_type)
+        return kind_of(before) if before is not None and before.op_type == "QuantizeLinear" else TensorProto.UINT8
+
     faults = []
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -49,10 +65,13 @@ def lint_for_tensorrt(model: ModelProto) -> list[str]:
             continue
         if scales.size > 1 and stored is None:
             faults.append(f"{label}: one scale per channel on an activation; TensorRT takes one per tensor")
-        zero = initializers.get(node.input[2]) if len(node.input) > 2 else None
-        if len(node.input) > 2 and zero is None:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if scales.size > 1 and stored is not None and axis != 0 and node.output[0] in weights_of:
+            faults.append(f"{label}: scales along axis {axis} of a convolution's weight; TensorRT takes them along 0")
+        zero = initializers.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if len(node.input) > 2 and node.input[2] and zero is None:
             faults.append(f"{label}: the zero point is computed, not an initializer")
-        kind = zero.data_type if zero is not None else TensorProto.UINT8  # the default of the standard
+        kind = kind_of(node)
         if kind != TensorProto.INT8:
             faults.append(f"{label}: {TensorProto.DataType.Name(kind)} values; TensorRT holds INT8 and would clip them")
         elif zero is not None and numpy_helper.to_array(zero).any():

@@ -65,6 +65,19 @@ def check_writable(path: Path) -> None:
         raise UserError(f"Cannot write {path}: permission denied.")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse, before any work is done, a folder that could not be made or written into later.
+
+    Raises:
+        UserError: something along the path is no folder, or may not be written.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"Cannot make the folder {path}: {there} is a file.")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"Cannot write into {path}: permission denied.")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder where there is none.
 

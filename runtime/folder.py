@@ -68,7 +68,7 @@ def plan_folders(inputs: list[Path], root: Path, *, label: str, ending: str | No
             raise UserError(f"The results would lie among the pictures of {item}; name another folder with -o.")
         prefix = PurePosixPath(item.resolve().name) if len(inputs) > 1 else PurePosixPath()
         pictures, others, unread = _search(item, resolved)
-        refused += [(folder, f"The folder {folder} cannot be read: {reason}.") for folder, reason in unread]
+        refused += [(path, f"{path} cannot be read: {reason}.") for path, reason in unread]
         found += [(item / path, prefix / path.as_posix()) for path in pictures]
         ignored += others
     sources = frozenset(source.resolve() for source, _ in found)
@@ -144,7 +144,7 @@ def sweep(plan: Plan) -> int:
 
 
 def _search(folder: Path, without: Path) -> tuple[list[Path], int, list[tuple[Path, str]]]:
-    """Pictures below ``folder``, relative and sorted; how many other files; and the folders that cannot be read."""
+    """Pictures below ``folder``, relative and sorted; how many other files; and what cannot be read, with reasons."""
     pictures, others = [], 0
     unread: list[tuple[Path, str]] = []
 
@@ -157,6 +157,8 @@ def _search(folder: Path, without: Path) -> tuple[list[Path], int, list[tuple[Pa
         for file in sorted(files):
             if file.startswith(".") or Path(file).suffix.lower() not in READABLE_ENDINGS:
                 others += 1
+            elif not (here / file).is_file():  # a link to a device gives bytes for ever, a pipe none
+                unread.append((here / file, "it is no file"))
             else:
                 pictures.append((here / file).relative_to(folder))
     return sorted(pictures), others, unread

@@ -136,7 +136,7 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
     if directory is not None:
         content = set_upright(content)  # OpenCV would turn these, and these alone, by itself
         content = with_number(content, EXTRA_SAMPLES, 0)  # and multiply colours by alpha where that is said to be alpha
-        if directory.number(PLANAR) == 2 and header.bits > 8:
+        if directory.number(PLANAR) == 2 and header.bits > 8 and header.samples > 1:
             raise UserError(
                 f"{name} has {header.bits} bits in separate planes, which is not read; save it interleaved."
             )

@@ -54,8 +54,8 @@ _ITEM_BITS = {
     "f64": 64, "f32": 32, "f16": 16, "bf16": 16, "i64": 64, "i32": 32, "i16": 16, "i8": 8, "i4": 4, "u64": 64,
     "u32": 32, "u16": 16, "u8": 8, "u4": 4, "boolean": 8,
 }  # fmt: skip
-_READ_AS = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "i64": "<i8", "i32": "<i4", "i16": "<i2", "i8": "<i1",
-            "u64": "<u8", "u32": "<u4", "u16": "<u2", "u8": "<u1"}  # fmt: skip
+_READ_AS = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2", "i64": "<i8", "i32": "<i4", "i16": "<i2",
+            "i8": "<i1", "u64": "<u8", "u32": "<u4", "u16": "<u2", "u8": "<u1"}  # fmt: skip
 _MOST_NUMBERS = 64
 """Elements of a constant that is read as numbers: sizes, repeats, scales."""
 _WEIGHT_KEPT = {"Convert", "FakeQuantize"}
@@ -173,6 +173,8 @@ def _constant(layer: IrLayer, weights: bytes) -> _Constant:
     numbers: tuple[float, ...] = ()
     if count <= _MOST_NUMBERS and kind in _READ_AS:
         found = np.frombuffer(weights, _READ_AS[kind], count, layer.number_of("offset"))
+        if kind == "bf16":  # the upper half of a float32
+            found = (found.astype(np.uint32) << 16).view(np.float32)
         numbers = tuple(float(value) for value in found)
     return _Constant(shape, numbers, kind[0] in "iu")
 

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from runtime.errors import UserError
-from runtime.onnx_file import ITEM_BITS, MalformedError, Node, OnnxFile, Tensor, elements, read_onnx
+from runtime.onnx_file import ITEM_BITS, Attribute, MalformedError, Node, OnnxFile, Tensor, elements, read_onnx
 
 MAX_BYTES = 256 << 20
 MAX_NODES = 20_000
@@ -77,12 +77,16 @@ def _fault(file: OnnxFile) -> str | None:
         for attribute in node.attributes.values():
             if attribute.graph:
                 return f"its {node.op} holds a graph of its own"
+            if attribute.sparse:
+                return "it defines functions or sparse constants"
             if attribute.tensor is not None:
                 fault = _tensor_fault(attribute.tensor)
                 if fault:
                     return fault
                 if node.op == "Constant" and node.outputs:
                     constants[node.outputs[0]] = attribute.tensor
+            elif node.op == "Constant" and node.outputs and attribute.name.startswith(("value_int", "value_float")):
+                constants[node.outputs[0]] = _listed(attribute)
         if node.domain not in ("", "ai.onnx") or node.op not in ALLOWED:
             operator = f"{node.domain}::{node.op}" if node.domain else node.op
             return f"the operator {operator[:80]!r} is not one that networks here are made of"
@@ -203,6 +207,7 @@ def _grown(node: Node, given: list[Tensor | None]) -> tuple[float, float]:
         return 1.0, abs((limit - start) / delta) if delta else math.inf
     if node.op in ("Resize", "Upsample"):
         scales = [_floats(tensor) for tensor in given[1:] if tensor is not None and tensor.kind == 1]
+        scales += [list(node.attributes["scales"].floats)] if "scales" in node.attributes else []
         sizes = numbers[3] if len(numbers) > 3 else ()
         factor = max((math.prod(max(v, 1.0) for v in values) for values in scales if len(values) == 4), default=1.0)
         return factor, _product(sizes)
@@ -220,7 +225,17 @@ def _product(values: tuple[int, ...]) -> float:
     return math.prod(float(max(value, 1)) for value in values)
 
 
+def _listed(attribute: Attribute) -> Tensor:
+    """The constant that ``value_int``, ``value_ints``, ``value_float`` or ``value_floats`` stands for."""
+    integers = attribute.integers or (attribute.integer,)
+    if attribute.name.startswith("value_float"):
+        return Tensor("", (len(attribute.floats),), 1, memoryview(b""), 0, (), False, attribute.floats)
+    return Tensor("", (len(integers),), 7, memoryview(b""), 0, integers, False)
+
+
 def _floats(tensor: Tensor) -> list[float]:
+    if tensor.floats:
+        return list(tensor.floats)
     return [float(value) for value in memoryview(bytes(tensor.raw[: len(tensor.raw) // 4 * 4])).cast("f")]
 
 

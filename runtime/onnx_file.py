@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+_FEW = 64
 MAX_FIELDS = 400_000
 """Fields that a file may have at the levels read here: GMIN has 4,000."""
 
@@ -37,6 +38,8 @@ class Tensor:
     """Bytes of the typed fields (``float_data`` and so on), which small constants use instead of ``raw``."""
     integers: tuple[int, ...]
     external: bool
+    floats: tuple[float, ...] = ()
+    """The first of ``float_data``, where FLOAT values are kept there."""
 
     def values(self) -> tuple[int, ...]:
         """The integers of an INT32 or INT64 constant; empty for other types."""
@@ -50,7 +53,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of a node. Of ``floats`` and ``strings`` only the presence matters here."""
+    """An attribute of a node. Of ``strings`` only the presence matters here."""
 
     name: str
     integer: int
@@ -59,6 +62,9 @@ class Attribute:
     graph: bool
     """Whether it holds a graph of its own."""
     raw: memoryview
+    floats: tuple[float, ...] = ()
+    sparse: bool = False
+    """Whether it holds a sparse tensor."""
 
 
 @dataclass(frozen=True)
@@ -219,23 +225,31 @@ class _Reader:
                 domain = _text(value, "domain")
             elif number == 5:
                 attribute = self.attribute(_bytes(value, "attribute"))
+                if attribute.name in attributes:  # a check and an engine might each take another one
+                    raise MalformedError(f"a node has two attributes called '{attribute.name[:80]}'")
                 attributes[attribute.name] = attribute
         return Node(op, domain, tuple(inputs), tuple(outputs), attributes, view)
 
     def attribute(self, view: memoryview) -> Attribute:
         name, integer, integers, tensor, graph = "", 0, [], None, False
+        floats: list[float] = []
+        sparse = False
         for number, wire, value in self.fields(view, "an attribute"):
             if number == 1:
                 name = _text(value, "attribute name")
             elif number == 3:
                 integer = _integer(value, "attribute")
+            elif number in (2, 7):
+                floats += _few_floats(value, "attribute")
             elif number == 8:
                 integers += self.integers(wire, value)
+            elif number in (22, 23):
+                sparse = True
             elif number == 5:
                 tensor = self.tensor(_bytes(value, "attribute"))
             elif number in (6, 11):
                 graph = True
-        return Attribute(name, integer, tuple(integers), tensor, graph, view)
+        return Attribute(name, integer, tuple(integers), tensor, graph, view, tuple(floats), sparse)
 
     def opset(self, view: memoryview) -> tuple[str, int]:
         domain, version = "", 0
@@ -291,6 +305,7 @@ class _Reader:
     def tensor(self, view: memoryview) -> Tensor:
         """Read a constant's description."""
         name, shape, kind, raw, typed, integers, external = "", [], 0, memoryview(b""), 0, [], False
+        floats: list[float] = []
         for number, wire, value in self.fields(view, "a tensor"):
             if number == 1:
                 shape += self.integers(wire, value)
@@ -301,13 +316,17 @@ class _Reader:
                 typed = len(integers) * 8
             elif number in (4, 6, 10, 11):
                 typed += len(value) if isinstance(value, memoryview) else 8
+                if number == 4 and len(floats) < _FEW:
+                    floats += _few_floats(value, "tensor data")
             elif number == 8:
                 name = _text(value, "tensor name")
             elif number == 9:
                 raw = _bytes(value, "tensor data")
             elif number == 13 or (number == 14 and value == 1):
                 external = True
-        return Tensor(name, tuple(shape), kind, raw, typed, tuple(integers), external)
+        if typed and len(raw):  # a check and an engine might each take the other one
+            raise MalformedError(f"the constant '{name[:80]}' holds its values twice")
+        return Tensor(name, tuple(shape), kind, raw, typed, tuple(integers), external, tuple(floats))
 
 
 def _raw_fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -365,6 +384,12 @@ def _bytes(value: int | memoryview, what: str) -> memoryview:
     if not isinstance(value, memoryview):
         raise MalformedError(f"a {what} is no sequence of bytes")
     return value
+
+
+def _few_floats(value: int | memoryview, what: str) -> tuple[float, ...]:
+    """The first of floats that are packed, or one that is alone: sizes and scales are few."""
+    view = _bytes(value, what)
+    return struct.unpack(f"<{min(len(view) // 4, _FEW)}f", view[: min(len(view) // 4, _FEW) * 4])
 
 
 def _text(value: int | memoryview, what: str) -> str:

@@ -125,7 +125,7 @@ def read_record(plan: Path) -> PlanRecord | None:
         if Path(record.onnx).name != record.onnx or not isinstance(record.metadata, dict):
             raise ValueError
         dict(record.options)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no record of a plan: build the plan again.") from error
     return record
 
@@ -186,17 +186,17 @@ def misfit(record: PlanRecord, flavour: Flavour, compute_capability: str, device
     return None
 
 
-def rebuild_arguments(record: PlanRecord, *, onnx: Path, output: Path) -> list[str]:
+def rebuild_arguments(record: PlanRecord, *, onnx: Path, output: Path, flavour: str | None = None) -> list[str]:
     """Arguments of ``export/to_tensorrt.py`` that build the same plan for the GPU and the TensorRT that are here."""
-    arguments = [str(onnx), "-o", str(output), "--shapes", str(record.profile)]
+    arguments = [str(onnx), "-o", str(output), "--flavour", flavour or record.flavour, "--shapes", str(record.profile)]
     if workspace := record.options.get("workspace_mib"):
         arguments += ["--workspace", str(workspace)]
     return arguments
 
 
-def rebuild_command(plan: Path, record: PlanRecord) -> str:
+def rebuild_command(plan: Path, record: PlanRecord, flavour: str | None = None) -> str:
     """A line for the shell."""
-    arguments = rebuild_arguments(record, onnx=plan.with_name(record.onnx), output=plan)
+    arguments = rebuild_arguments(record, onnx=plan.with_name(record.onnx), output=plan, flavour=flavour)
     return "python export/to_tensorrt.py " + shlex.join(arguments)
 
 

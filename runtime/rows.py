@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines.contract import Batch, CuttableEngine, Engine, infer_each
+from runtime.engines.contract import Batch, CuttableEngine, Engine, check_size, infer_each
 from runtime.errors import UserError
 from runtime.global_means import ENDS, STARTS, MeanGraphs
 from runtime.images import Pixels
@@ -141,6 +141,7 @@ def _outputs(
     """
     scale, smallest = engine.info.scale, smallest_input(engine)
     shape = (1, 3, max(tiling.height, smallest[0]), max(tiling.width, smallest[1]))
+    check_size(engine.info, *shape[2:])
     expected = (1, 3, shape[2] * scale, shape[3] * scale)
     dtypes: list[np.dtype[np.uint8] | np.dtype[np.uint16]] = []
 

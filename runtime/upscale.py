@@ -287,6 +287,10 @@ def _graphs(engine: Engine) -> MeanGraphs | None:
     """What exact tiles of this engine need; None for a network that is local."""
     if engine.info.tiling == "exact":
         return None
+    if isinstance(engine, CuttableEngine) and engine.info.accepts is not None:
+        raise UserError(
+            f"Exact tiles need a file for any size, and {engine.info.engine} is for one: use --tiling fast."
+        )
     if not isinstance(engine, CuttableEngine) or engine.path.suffix.lower() != ".onnx":
         raise UserError(
             f"Exact tiles need an .onnx file in ONNX Runtime or OpenVINO, without --x8, not {engine.info.engine} in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import math
 import signal
@@ -67,6 +68,8 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.best: float | None = None
+        self.held_out = ""
+        """What ``best`` was scored on."""
         parallel = process.parallel(self.model)
         self._forward: Callable[[Tensor], Tensor] = torch.compile(parallel) if options.compile else parallel
         recorded = options.gpu_graph and process.world == 1 and process.device != "cpu"
@@ -122,6 +125,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "held_out": self.held_out,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -154,6 +158,8 @@ class Run:
                 "Name the options it was made with, or another --output."
             ) from error
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        if state.get("held_out", self.held_out) != self.held_out:
+            self.best = None  # scores of other images say nothing about these
 
     def write_weights(self, path: Path, psnr: float | None) -> None:
         """Write the averaged weights, with what they are and how they came about."""
@@ -244,6 +250,7 @@ def train(
     else:
         torch.backends.cudnn.benchmark = True  # every step has the same shapes
     run = Run(model, options, process)
+    run.held_out = _identity(validation)
     checkpoint, best_checkpoint = options.output / "checkpoint.pt", options.output / "best.pt"
     options.output.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_file():
@@ -263,6 +270,7 @@ def train(
             stream.write(options.to_json().encode())
         log = Log(options.output, step=run.step, tensorboard=options.tensorboard)
     psnr: float | None = None
+    scored = -1
     learnt: list[Tensor] = []
     clock = time.monotonic()
 
@@ -286,7 +294,7 @@ def train(
     def save() -> None:
         if process.first:
             run.save(checkpoint)
-            run.write_weights(options.output / "ema.safetensors", psnr)
+            run.write_weights(options.output / "ema.safetensors", psnr if run.step == scored else None)
 
     with Stop() as stop, ThreadPoolExecutor(1) as ahead:
 
@@ -320,6 +328,7 @@ def train(
                 finite()
                 if process.first:
                     psnr = score(run.average, validation, device=process.device, layout=run.layout)
+                    scored = run.step
                     record(psnr_y_db=round(psnr, 4))
                     if run.best is None or psnr > run.best:
                         run.best = psnr
@@ -328,7 +337,7 @@ def train(
                 if process.any(psnr is not None and run.best is not None and not psnr >= run.best - COLLAPSE_DB):
                     fallen = f"from {run.best or 0:.2f} to {psnr or 0:.2f} dB by step {run.step}"
                     run.load(best_checkpoint)
-                    psnr = run.best
+                    psnr, scored = run.best, run.step
                     save()
                     raise UserError(
                         f"The score on the held-out images fell {fallen}: the network has unlearnt. {checkpoint} is "
@@ -344,6 +353,14 @@ def train(
     if log is not None:
         log.close()
     return TrainingResult(run.step, psnr, run.best, run.step >= options.steps)
+
+
+def _identity(images: Sequence[TrainingImage]) -> str:
+    """What scores of these images are comparable within."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.path.name} {image.hr.shape} ".encode() + np.ascontiguousarray(image.lr).tobytes())
+    return digest.hexdigest()
 
 
 def _crops(

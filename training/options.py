@@ -104,6 +104,8 @@ class TrainingOptions:
             raise UserError(f"learning_rate must be above 0, got {self.learning_rate}.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm must be above 0, got {self.clip_norm}.")
+        if self.seed < 0:
+            raise UserError(f"seed must not be negative, got {self.seed}.")
         if not 0 <= self.teacher_share <= 1:
             raise UserError(f"teacher_share must lie between 0 and 1, got {self.teacher_share}.")
         if not 0 <= self.ema < 1:

@@ -52,7 +52,7 @@ def main(
     below: Annotated[
         float, typer.Option(min=0, help="Worth in dB under which a module counts as dead.")
     ] = WORTHLESS_DB,
-    seed: Annotated[int, typer.Option(help="Of the new weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the new weights.")] = 0,
     json_target: JsonOption = None,
     quiet: QuietOption = False,
 ) -> None:

@@ -31,6 +31,8 @@ class TrainingImage:
     hr: Rgb
     lr: Rgb
     target: Rgb | None = None
+    lr_path: Path | None = None
+    """File of ``lr``, where it is not made from ``hr``."""
 
 
 def find_images(folder: Path, *, only: Iterable[str] = (), exclude: Iterable[str] = ()) -> list[Path]:
@@ -56,12 +58,13 @@ def load_image(path: Path, *, scale: int, cache: Path | None = None, lr_path: Pa
     """
     if cache is None:
         hr, lr = _read_pair(path, lr_path, scale)
-        return TrainingImage(path, hr, lr)
+        return TrainingImage(path, hr, lr, lr_path=lr_path)
     stored = cache / f"{cache_name(path)}_hr_x{scale}.npy", cache / f"{cache_name(lr_path or path)}_lr_x{scale}.npy"
     if not all(file.is_file() for file in stored):
         for file, image in zip(stored, _read_pair(path, lr_path, scale), strict=True):
             write_array(file, image)
-    return TrainingImage(path, *(np.load(file, mmap_mode="r") for file in stored))
+    hr, lr = (np.load(file, mmap_mode="r") for file in stored)
+    return TrainingImage(path, hr, lr, lr_path=lr_path)
 
 
 def _read_pair(path: Path, lr_path: Path | None, scale: int) -> tuple[Rgb, Rgb]:

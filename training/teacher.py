@@ -26,8 +26,8 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def target_file(image: TrainingImage, teacher: str, cache: Path) -> Path:
-    """Where the teacher's output for an image is kept: under the name of a network, or that and content of a file."""
-    return cache / f"{cache_name(image.path)}_{'+'.join(map(_file_name, several(teacher)))}.npy"
+    """Where the teacher's output for an image is kept: under what it was made of, names and contents."""
+    return cache / f"{cache_name(image.lr_path or image.path)}_{'+'.join(map(_file_name, several(teacher)))}.npy"
 
 
 def several(teacher: str) -> list[str]:
@@ -37,13 +37,20 @@ def several(teacher: str) -> list[str]:
 
 def _file_name(teacher: str) -> str:
     path = Path(split_prefix(teacher)[1])
-    return f"{path.stem}_{_content(path)}" if path.suffix else teacher
+    if not path.suffix:  # a registered network
+        from model.engine import weights_path
+
+        return f"{teacher}_{_content(weights_path(teacher))}"
+    return f"{path.stem}_{_content(path)}"
 
 
 @lru_cache(maxsize=8)
 def _content(path: Path) -> str:
     check_model_file(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(path.read_bytes())
+    if path.suffix.lower() == ".xml" and path.with_suffix(".bin").is_file():  # the weights of an OpenVINO IR
+        digest.update(path.with_suffix(".bin").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def ensemble(networks: Sequence[Forward], lr: Rgb) -> Rgb:

@@ -19,6 +19,7 @@ import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
 from runtime.errors import UserError
+from runtime.files import check_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,6 +178,9 @@ def gather(
     from training.samples import find_images, load_image, lr_counterpart
     from training.teacher import make_targets, with_target
 
+    for written in (options.output, options.cache):
+        if written is not None:
+            check_folder(written)
     folder = options.data if options.data is not None else data_folder() / "training"
     if not folder.is_dir():
         raise UserError(f"There is no folder of training images at {folder}; name one with --data.")

@@ -167,6 +167,24 @@ def accepted_sizes(
     return (height or 1, width or 1), (height or ANY_SIZE, width or ANY_SIZE)
 
 
+def check_size(info: EngineInfo, height: int, width: int) -> None:
+    """Refuse a batch of a size that the engine does not take.
+
+    Raises:
+        UserError: with the tile that it takes.
+    """
+    if info.accepts is None:
+        return
+    (low_height, low_width), (high_height, high_width) = info.accepts
+    if not (low_height <= height <= high_height and low_width <= width <= high_width):
+        onnx = info.engine.endswith((".onnx", ".xml"))
+        raise UserError(
+            f"{info.engine} takes pictures from {low_width}x{low_height} to {high_width}x{high_height} pixels, not "
+            f"{width}x{height}: use --tile {min(high_height, high_width)}, or "
+            f"{'export it for any size' if onnx else 'build it with other --shapes'}."
+        )
+
+
 def through_pixels(infer_pixels: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], batch: Batch) -> Batch:
     """``infer`` of a file that takes uint8: floats are rounded to levels going in, and levels come out."""
     levels = np.rint(np.clip(batch, 0, 1) * 255).astype(np.uint8)

@@ -74,7 +74,7 @@ def installed(backend: Backend) -> bool:
 
 def is_shipped(name: str) -> bool:
     """Whether ``name`` is a shipped model's, and not a file's."""
-    return not Path(name).suffix and not Path(name).exists()
+    return not Path(name).suffix and not Path(name).is_file()
 
 
 _BY_DEVICE = {

@@ -104,9 +104,11 @@ class OpenVinoEngine:
         )
         shape = compiled.input(0).partial_shape
         sizes = [] if shape.rank.is_dynamic else [None if n.is_dynamic else n.get_length() for n in shape]
+        accepts = accepted_sizes(path, sizes, pixels=self._takes_pixels)
         self.info = replace(
             self.info,
-            accepts=accepted_sizes(path, sizes, pixels=self._takes_pixels),
+            accepts=accepts,
+            minimum_size=min(self.info.minimum_size, *accepts[1]) if accepts else self.info.minimum_size,
             pixels="uint8" if self._takes_pixels else "float",
         )
 

@@ -118,9 +118,11 @@ class OrtEngine:
             else self._probe(),
         )
         fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
+        accepts = accepted_sizes(path, self._input.shape, pixels=self._takes_pixels)
         self.info = replace(
             info,
-            accepts=accepted_sizes(path, self._input.shape, pixels=self._takes_pixels),
+            accepts=accepts,
+            minimum_size=min(info.minimum_size, *accepts[1]) if accepts else info.minimum_size,
             fallback=fallback,
             pixels="uint8" if self._takes_pixels else "float",
         )

@@ -19,6 +19,7 @@ from runtime.engines.contract import (
     EngineInfo,
     StageTimes,
     check_model_file,
+    check_size,
     info_from_metadata,
     scale_from_shapes,
 )
@@ -94,7 +95,7 @@ class TensorRtEngine:
         try:
             reason = misfit(record, library, gpu.compute_capability, gpu.name) if record else None
             if record and reason:
-                content, record = _rebuilt(path, record, reason, allowed=rebuild)
+                content, record = _rebuilt(path, record, reason, flavour=library.name, allowed=rebuild)
                 fallback = f"built again, for the plan {reason}"
             self._engine = self._deserialise(content, record)
             self._input, self._output = self._names()
@@ -160,7 +161,11 @@ class TensorRtEngine:
         self._runtime: Any = self._library.module.Runtime(self._library.log)  # must outlive its engine
         engine: tensorrt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(content) if self._runtime else None
         if engine is None:
-            again = f"build it again by {rebuild_command(self._path, record)}" if record else "build it again here"
+            again = (
+                f"build it again by {rebuild_command(self._path, record, self._library.name)}"
+                if record
+                else "build it again here"
+            )
             raise UserError(f"{self._library} cannot load {self._path}: {self._library.log.reason()}; {again}.")
         return engine
 
@@ -313,16 +318,8 @@ class _Slot:
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         info = getattr(self._owner, "info", None)
-        if info is None or info.accepts is None:
-            return
-        (low_height, low_width), (high_height, high_width) = info.accepts
-        height, width = shape[2:]
-        if not (low_height <= height <= high_height and low_width <= width <= high_width):
-            raise UserError(
-                f"{self._owner._path} takes pictures from {low_width}x{low_height} to {high_width}x{high_height} "
-                f"pixels, not {width}x{height}: use --tile {min(high_height, high_width)}, or build it with other "
-                "--shapes."
-            )
+        if info is not None:
+            check_size(info, *shape[2:])
 
     def _provide(self, name: str, size: int) -> None:
         """Buffers of at least ``size`` bytes, kept where they are large enough, and their address to the context."""
@@ -411,17 +408,19 @@ def _library(record: PlanRecord | None) -> Flavour:
             raise refusal from None
 
 
-def _rebuilt(path: Path, record: PlanRecord, reason: str, *, allowed: bool) -> tuple[bytes, PlanRecord | None]:
+def _rebuilt(
+    path: Path, record: PlanRecord, reason: str, *, flavour: str, allowed: bool
+) -> tuple[bytes, PlanRecord | None]:
     """The same network built for what is here, in the private cache; the plan that does not fit stays as it is.
 
     A process of its own builds: it lints again, and the gigabytes that a builder takes are free when it ends.
     """
     onnx = onnx_beside(path, record)
     if onnx is None or not allowed:
-        raise UserError(f"{path} {reason}: build it again by {rebuild_command(path, record)}.")
+        raise UserError(f"{path} {reason}: build it again by {rebuild_command(path, record, flavour)}.")
     folder = private_folder(cache_folder() / "rebuilt")
-    output = folder / f"{sha256(f'{record.onnx_sha256} {record.profile}'.encode())[:32]}.plan"
-    arguments = rebuild_arguments(record, onnx=onnx, output=output)
+    output = folder / f"{sha256(f'{record.onnx_sha256} {record.profile} {flavour}'.encode())[:32]}.plan"
+    arguments = rebuild_arguments(record, onnx=onnx, output=output, flavour=flavour)
     done = subprocess.run(  # noqa: S603 - our own script, arguments as a list
         [sys.executable, str(Path(__file__).resolve().parents[2] / "export/to_tensorrt.py"), *arguments, "--quiet"],
         capture_output=True,

@@ -95,8 +95,11 @@ def test_the_command(script: Script, earlier: Path, tmp_path: Path) -> None:
     assert alone.returncode == 2
     assert "--from" in alone.stderr
     done = script(
-        "benchmarks/report.py", "--from", earlier, *given, "--note", "Graphs were compared.", "--readme", readme
-    )
+        "benchmarks/report.py", "--from", earlier, *given, "--note", "Graphs were compared.", "--readme", readme,
+        "--json", "-",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    before = json.loads(earlier.read_text())["warnings"]
+    assert json.loads(done.stdout)["warnings"] == [*before, "Graphs were compared."], "those of the times stay"
     assert "Graphs were compared." in readme.read_text()
     assert len(from_json(tmp_path / "docs/comparison.json").profiles) == 2

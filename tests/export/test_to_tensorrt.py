@@ -299,6 +299,7 @@ def test_failures_of_the_library_carry_its_reason(rtx: Flavour, tmp_path: Path) 
         (["--flavour", "tensorrt", "--target", "sm86"], "tensorrt is not installed"),
         (["-o", "a.onnx"], "must end in .plan"),
         (["-o", "/nowhere/a.plan"], "the folder /nowhere does not exist"),
+        (["--timing-cache", "/nowhere/a.cache"], "the folder /nowhere does not exist"),
     ],
 )
 def test_mistakes_end_with_one_sentence(

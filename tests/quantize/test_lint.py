@@ -52,6 +52,28 @@ def test_planted_faults(
     assert any(message in fault for fault in faults), faults
 
 
+def test_a_pair_without_a_zero_point_is_of_the_type_of_what_it_reads(good: ModelProto) -> None:
+    weight, activation = (
+        next(n for n in good.graph.node if n.op_type == "DequantizeLinear" and n.name.endswith(ending))
+        for ending in ("weight_dequantize", "sub_dequantize")
+    )
+    del weight.input[2:], activation.input[2:]
+    assert lint_for_tensorrt(good) == []
+    quantizer = next(n for n in good.graph.node if activation.input[0] in n.output)
+    del quantizer.input[2:]
+    assert all("UINT8 values" in fault for fault in lint_for_tensorrt(good))
+    assert len(lint_for_tensorrt(good)) == 2
+    quantizer.attribute.append(onnx.helper.make_attribute("output_dtype", onnx.TensorProto.INT8))
+    assert lint_for_tensorrt(good) == []
+
+
+def test_scales_of_weights_lie_along_the_outputs(good: ModelProto) -> None:
+    weight = next(n for n in good.graph.node if n.name.endswith("weight_dequantize"))
+    next(a for a in weight.attribute if a.name == "axis").i = 1
+    (fault,) = lint_for_tensorrt(good)
+    assert "along axis 1" in fault
+
+
 def test_a_computed_scale(good: ModelProto) -> None:
     tensor = next(t for t in good.graph.initializer if t.name == "sub_scale")
     constant = onnx.helper.make_node("Constant", [], ["sub_scale"], value=tensor)

@@ -177,6 +177,17 @@ def test_links_and_dots_lead_nowhere(script: Script, photos: Path, tmp_path: Pat
             refuse_links(out, path)
 
 
+def test_what_is_no_file_is_not_opened(script: Script, photos: Path, tmp_path: Path, cubic: str) -> None:
+    """A link to a device gives bytes for ever, and a pipe none."""
+    (photos / "zero.png").symlink_to("/dev/zero")
+    os.mkfifo(photos / "pipe.png")
+    done = script("runtime/infer.py", photos, "-o", tmp_path / "out", "--engine", cubic, "--json", "-")
+    assert done.returncode == 3
+    errors = {Path(r["input"]).name: r["error"] for r in json.loads(done.stdout)["results"] if "error" in r}
+    assert set(errors) == {"zero.png", "pipe.png", "bad.png"}
+    assert "cannot be read: it is no file" in errors["zero.png"]
+
+
 def test_a_link_in_the_source_is_no_way_out_and_no_circle(photos: Path, tmp_path: Path) -> None:
     (photos / "loop").symlink_to(photos, target_is_directory=True)
     assert len(plan_folders([photos], tmp_path / "out", label="x4", ending=".png").jobs) == 5

@@ -237,6 +237,10 @@ def test_a_grey_tiff_whose_white_is_0_is_no_negative(tmp_path: Path, dtype: type
 def test_separate_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.tiff", Picture(PIXELS.astype(np.uint16) * 257))
     (tmp_path / "a.tiff").write_bytes(with_number((tmp_path / "a.tiff").read_bytes(), PLANAR, 2))
+    grey = Picture(np.dstack([PIXELS[..., 0].astype(np.uint16) * 257] * 3), grey=True)
+    write_picture(tmp_path / "g.tiff", grey)  # one plane is none beside others
+    (tmp_path / "g.tiff").write_bytes(with_number((tmp_path / "g.tiff").read_bytes(), PLANAR, 2))
+    assert np.array_equal(read_picture(tmp_path / "g.tiff").colour, grey.colour)
     with pytest.raises(UserError, match="separate planes"):
         read_picture(tmp_path / "a.tiff")
 

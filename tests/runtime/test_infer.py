@@ -167,6 +167,32 @@ def test_a_file_of_one_size_gets_tiles_of_that_size(script: Script, small: Path,
         assert read_picture(target).colour.shape[1] == 2 * read_picture(source).colour.shape[1]
 
 
+def test_other_tiles_for_a_file_of_one_size_are_refused(script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "fixed.onnx"
+    file.write_bytes(tiny(size=(24, 40)))
+    streamed = ["--stream", "--tile", 48, "--overlap", 8, "-o", tmp_path / "a.tif"]
+    for arguments in (["--tile", 0], ["--tile", 48, "--overlap", 8], streamed):
+        done = script("runtime/infer.py", PHOTO, "--engine", f"ort:{file}", *arguments)
+        assert done.returncode == 2
+        assert "takes pictures from 40x24 to 40x24 pixels" in done.stderr
+        assert "use --tile 24, or export it for any size" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    exact = script("runtime/infer.py", PHOTO, "--engine", f"ort:{file}", "--tile", 24, "--tiling", "exact")
+    assert exact.returncode == 2
+    file.write_bytes(tiny(size=(8, 8)))
+    done = script("runtime/infer.py", PHOTO, "--engine", f"ort:{file}", "-o", tmp_path / "a.png", "--overlap", 0)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_called_like_a_shipped_model_is_none(script: Script, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "gmin_x4").mkdir()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "runtime/infer.py"), small.name, "-o", "a.png"], cwd=tmp_path, check=False,
+        capture_output=True, text=True, timeout=120, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_file_for_several_pictures_at_once_is_refused(tmp_path: Path) -> None:
     model = onnx.load_model_from_string(tiny())
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4

@@ -123,6 +123,33 @@ def test_the_reader_sees_what_onnx_sees(path: Path) -> None:
     assert ours.inputs[0].shape == (None, 3, None, None)
 
 
+def test_a_size_is_seen_however_its_constant_is_written() -> None:
+    node, scales, sizes = helper.make_node, [1.0, 1.0, 100.0, 100.0], [1, 3, 6000, 6000]
+    resize = node("Resize", ["x", "", "s"], ["y"])
+    made = [node("ConstantOfShape", ["s"], ["big"]), node("Add", ["x", "big"], ["y"])]
+    twice = helper.make_tensor("s", TensorProto.INT64, [4], [1, 1, 1, 1])
+    twice.raw_data = np.array(sizes, np.int64).tobytes()
+    doubled = node("DepthToSpace", ["x"], ["y"], blocksize=1)
+    doubled.attribute.append(helper.make_attribute("blocksize", 200))
+    values = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
+    places = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+    sparse = node("Constant", [], ["s"], sparse_value=helper.make_sparse_tensor(values, places, [100_000_000]))
+    cases = [
+        ([resize], [helper.make_tensor("s", TensorProto.FLOAT, [4], scales)], "Resize would make"),
+        ([node("Constant", [], ["s"], value_floats=scales), resize], [], "Resize would make"),
+        ([node("Upsample", ["x"], ["y"], scales=scales)], [], "Upsample would make"),
+        ([node("Constant", [], ["s"], value_ints=sizes), *made], [], "ConstantOfShape would make"),
+        (made, [twice], "holds its values twice"),
+        ([doubled], [], "two attributes called 'blocksize'"),
+        ([sparse, node("Add", ["x", "s"], ["y"])], [], "sparse constants"),
+    ]
+    for nodes, constants, message in cases:
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3, "H", "W"]) for name in "xy"]
+        graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+        with pytest.raises(UserError, match=message):
+            check_content(helper.make_model(graph).SerializeToString(), "a.onnx")
+
+
 def test_integers_are_read_in_every_form() -> None:
     values = (0, -1, 5, 2**40, -(2**63))
     for raw in (True, False):

@@ -218,6 +218,28 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path: Path, part: str) -> 
     assert all(kept["model"][name].isfinite().all() for name, _ in Breaks().named_parameters())
 
 
+def test_scores_of_other_held_out_images_are_not_compared(tmp_path: Path) -> None:
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    easy = TrainingImage(Path("flat"), flat, downscale(flat, 2))
+    chosen = options(tmp_path, learning_rate=1e-6, steps=12, validate_every=4, save_every=4)
+    before = train(network(), chosen, images(0, 1), [easy], scale=2, max_steps=8)
+    result = train(network(), chosen, images(0, 1), images(9), scale=2)
+    assert (result.step, result.finished) == (12, True)
+    assert result.best_psnr_y_db is not None
+    assert before.best_psnr_y_db is not None
+    assert result.best_psnr_y_db < before.best_psnr_y_db - 0.5, "the second set is harder by more than a collapse"
+
+
+def test_weights_are_not_said_to_have_the_score_of_other_weights(tmp_path: Path) -> None:
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train(network(), options(tmp_path), images(0, 1, 2), images(9), scale=2, report=stop)  # scored at step 6
+    with safe_open(tmp_path / "ema.safetensors", framework="pt") as file:
+        assert (file.metadata()["steps"], file.metadata()["validation_psnr_y_db"]) == ("8", "")
+
+
 def test_another_optimizer_is_refused_and_another_decay_taken_up(tmp_path: Path) -> None:
     run(tmp_path, optimizer="adamw", max_steps=3)
     with pytest.raises(UserError, match="the optimizer is adamw"):

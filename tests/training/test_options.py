@@ -34,6 +34,7 @@ def test_what_is_named_wins() -> None:
         ({"stepz": 1}, "stepz"),
         ({"steps": "many"}, "steps"),
         ({"steps": 0}, "steps"),
+        ({"seed": -1}, "seed must not be negative"),
         ({"optimizer": "sgd"}, "adan, adamw, muon"),
         ({"batch": True}, "batch"),
         ({"teacher_share": 1.5}, "teacher_share"),

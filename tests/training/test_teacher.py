@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -58,9 +59,9 @@ def test_targets_are_made_once(pictures: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(teacher, "_forward", lambda _: forward)
     image = load_image(pictures / "photo0.png", scale=2)
     for _ in range(2):
-        teacher.make_targets([image], "some_x2", cache=tmp_path / "cache")
+        teacher.make_targets([image], "gmin_x2", cache=tmp_path / "cache")
     assert len(calls) == 8
-    target = teacher.with_target(image, "some_x2", cache=tmp_path / "cache").target
+    target = teacher.with_target(image, "gmin_x2", cache=tmp_path / "cache").target
     assert target is not None
     np.testing.assert_array_equal(target, image.lr.repeat(2, axis=0).repeat(2, axis=1))
 
@@ -69,7 +70,7 @@ def test_a_teacher_of_another_scale_is_refused(tmp_path: Path, pictures: Path, m
     monkeypatch.setattr(teacher, "_forward", lambda _: enlarge)
     image: TrainingImage = load_image(pictures / "photo0.png", scale=4)
     with pytest.raises(UserError, match="another scale"):
-        teacher.make_targets([image], "some_x2", cache=tmp_path)
+        teacher.make_targets([image], "gmin_x2", cache=tmp_path)
 
 
 def test_a_network_of_ours_can_teach() -> None:
@@ -94,6 +95,21 @@ def test_a_file_teaches_in_any_engine(pictures: Path, tmp_path: Path) -> None:
         assert found is not None
         assert np.abs(found.astype(int) - expected).max() <= 1
     assert files[0] != files[1], "outputs of another file of the same name are not taken for its own"
+
+
+def test_targets_are_those_of_the_weights_and_of_the_lr_image(pictures: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "lr.png"), cv2.imread(str(pictures / "photo0.png"))[::2, ::2])
+    image = load_image(pictures / "photo0.png", scale=2)
+    other = load_image(pictures / "photo0.png", scale=2, lr_path=tmp_path / "lr.png")
+    first, second = (teacher.target_file(one, "gmin_x2", tmp_path) for one in (image, other))
+    assert first != second
+    (tmp_path / "net.xml").write_text("<net/>")
+    names = []
+    for weights in (b"1", b"2"):
+        (tmp_path / "net.bin").write_bytes(weights)
+        teacher._content.cache_clear()  # another process would read the file again
+        names.append(teacher.target_file(image, f"openvino:{tmp_path / 'net.xml'}", tmp_path))
+    assert names[0] != names[1]
 
 
 def test_a_file_that_is_not_there(pictures: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
         (["--output", "RUN", "--data", "DATA", "--validation", "none/*"], "none/*"),
         (["--output", "RUN", "--data", "DATA", "--validation", "valid/*", "--teacher", "lkdn_x4"], "--cache"),
         (["--output", "RUN", "--data", "DATA", "--optimizer", "sgd"], "adan"),
+        (["--output", "DATA/photo0.png", "--data", "DATA", "--validation", "valid/*"], "is a file"),
         ([], "--output"),
     ],
 )
@@ -75,7 +76,9 @@ def test_mistakes_end_with_2_and_a_sentence(
     from training.train import app
 
     places = {"RUN": str(tmp_path / "run"), "DATA": str(pictures)}
-    monkeypatch.setattr(sys, "argv", ["train.py", *(places.get(word, word) for word in arguments)])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", *(places.get(word, word.replace("DATA/", f"{pictures}/")) for word in arguments)]
+    )
     with pytest.raises(SystemExit) as ended:
         run(app)
     assert ended.value.code == 2
