@@ -17,7 +17,6 @@ if not __package__:  # started as a file: import from the repository, not from t
 import typer
 
 from runtime.command_line import JsonOption, QuietOption, new_app, run, say, write_json
-from runtime.engines.contract import recorded
 from runtime.errors import UserError
 from runtime.files import atomic_write, cache_folder, check_writable, private_folder
 from runtime.flavour import Flavour, FlavourOption, load_flavour
@@ -173,6 +172,8 @@ def profile_for(model: ModelProto, path: Path, shapes: str | None) -> Profile:
         raise UserError(f"{path} takes {dimensions[0].dim_value} pictures at a time; export it for one, or for any.")
     fixed = dimensions[2].dim_value, dimensions[3].dim_value  # 0 where any size is taken
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    from runtime.engines.contract import recorded
+
     least = recorded(path, metadata, "gmin.minimum_size", 1, range(1, 1025))
     if shapes is None:
         low, best, high = (
