@@ -161,6 +161,8 @@ def profile_for(model: ModelProto, path: Path, shapes: str | None) -> Profile:
     Raises:
         UserError: the text is no list of sizes, they are not in order, or the network does not take them.
     """
+    from runtime.engines.contract import recorded
+
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
@@ -172,8 +174,6 @@ def profile_for(model: ModelProto, path: Path, shapes: str | None) -> Profile:
         raise UserError(f"{path} takes {dimensions[0].dim_value} pictures at a time; export it for one, or for any.")
     fixed = dimensions[2].dim_value, dimensions[3].dim_value  # 0 where any size is taken
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    from runtime.engines.contract import recorded
-
     least = recorded(path, metadata, "gmin.minimum_size", 1, range(1, 1025))
     if shapes is None:
         low, best, high = (

@@ -79,6 +79,18 @@ def test_a_wrong_file_fails_the_export(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_are_no_numbers_are_refused_in_one_sentence(script: Script, tmp_path: Path) -> None:
+    from model.checkpoint import save_checkpoint
+
+    state = create("gmin_x2").state_dict()
+    state["head.weight"] = torch.full_like(state["head.weight"], torch.nan)
+    save_checkpoint(state, tmp_path / "nan.safetensors", metadata={"model": "gmin_x2"})
+    done = script("export/to_onnx.py", "--ckpt", tmp_path / "nan.safetensors", "-o", tmp_path / "a.onnx")
+    assert done.returncode == 2
+    assert "differs from PyTorch by nan" in done.stderr
+    assert not (tmp_path / "a.onnx").exists()
+
+
 @pytest.mark.parametrize("name", ["gmin_l_x3", "gmin_mlka_x2", "gmin_glu_ffn_x4"])
 def test_variants_export(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -326,6 +326,9 @@ def test_profiles_follow_the_file() -> None:
     assert str(profile_for(fixed, Path("a"), None)) == "64x48"
     with pytest.raises(UserError, match="a fixed height of 48"):
         profile_for(fixed, Path("a"), "64x64")
+    fixed.metadata_props.add(key="gmin.minimum_size", value="abc")
+    with pytest.raises(UserError, match=r"gmin\.minimum_size = 'abc', which cannot be"):
+        profile_for(fixed, Path("a"), None)
     dynamic = onnx.load_from_string(tiny())
     assert profile_for(dynamic, Path("a"), "320x180") == Profile((180, 320), (180, 320), (180, 320))
     dynamic.metadata_props.add(key="gmin.minimum_size", value="24")
