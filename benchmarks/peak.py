@@ -204,13 +204,14 @@ def main(
         )
         if installed(ALL[backend])
     ]
-    left_out = []
+    left_out: list[str] = []
     for spec in [] if engines else list(specs):
         try:
             open_engine(spec, threads=threads).close()
         except UserError as refusal:  # an engine that computes 8 bits wrongly here
             specs.remove(spec)
-            left_out.append(f"left out: {refusal}")
+            if str(refusal) not in left_out:  # two back ends of one library say the same
+                left_out.append(str(refusal))
     peaks = measure_peaks(threads=threads, rounds=rounds)
     results = measure_reached(
         specs, size_from_text(size) if size else LATENCY_INPUT, peaks, threads=threads, rounds=rounds
@@ -248,7 +249,7 @@ def main(
             [
                 f"{table(best)}\n\n{table(rows)}",
                 f"{around.processor} ({', '.join(around.features)}), {threads} threads",
-                *left_out,
+                *(f"left out: {reason}" for reason in left_out),
             ]
         ),
         quiet=quiet,

@@ -149,9 +149,7 @@ def _decode_by_opencv(content: bytes, name: str, header: Header) -> Picture:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{name} has {pixels.dtype} samples; only 8- and 16-bit pictures are read.")
     if directory is not None and directory.number(PHOTOMETRIC) == 0 and header.bits > 8:
-        pixels = cast(
-            Pixels, np.iinfo(np.uint16).max - pixels
-        )  # white is 0 there, which OpenCV turns round with 8 bits only
+        pixels = cast(Pixels, np.iinfo(np.uint16).max - pixels)  # OpenCV turns white that is 0 round with 8 bits only
     if extra == _ASSOCIATED and pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels = _divided_by_alpha(pixels)
     found = {int(k): np.asarray(blob).tobytes() for k, blob in zip(kinds, blobs, strict=True)}

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from runtime.engines.contract import Batch, CuttableEngine, Engine, EngineInfo, PixelEngine, infer_each
+from runtime.engines.contract import Batch, CuttableEngine, Engine, EngineInfo, PixelEngine, check_size, infer_each
 from runtime.errors import UserError
 from runtime.global_means import MeanGraphs, take_apart
 from runtime.images import Picture, Pixels
@@ -274,6 +274,7 @@ def _as_pixels(
     """A whole picture through a file that takes and gives uint8: nothing is left to do before and after."""
     rows = read(0, height)
     check_depth(engine, rows)
+    check_size(engine.info, *rows.shape[:2])
     started = time.perf_counter()
     with within_memory(engine, *rows.shape[:2]):
         result = engine.infer_pixels(np.ascontiguousarray(rows, np.uint8)[None])[0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.errors import UserError
 from runtime.model_check import check_onnx
 
-ANY_SIZE = 1 << 20
+_ANY_SIZE = 1 << 20
 """Of a side that has no largest size, where the other one has."""
 Batch = NDArray[np.float32]
 """(N, 3, H, W) float32 RGB, [0, 1] where it is a picture."""
@@ -128,8 +128,26 @@ class ShapedEngine(Engine, Protocol):
         ...
 
 
-def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str, device: str, scale: int) -> EngineInfo:
-    """Describe an engine from what the exporter wrote into the file; a foreign file is taken with caution."""
+def info_from_metadata(
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    backend: str,
+    device: str,
+    scale: int,
+    shape: Sequence[object] | None = None,
+    pixels: Literal["float", "uint8"] = "float",
+) -> EngineInfo:
+    """Describe an engine from what the exporter wrote into the file; a foreign file is taken with caution.
+
+    ``shape`` is that of the file's input, (N, 3, H, W), or (N, H, W, 3) of ``pixels`` "uint8"; whatever in it is no
+    integer may be any. None where the caller knows better what the engine accepts.
+
+    Raises:
+        UserError: the file says what cannot be, or its input is of another shape.
+    """
+    accepts = None if shape is None else _accepted_sizes(path, shape, pixels=pixels == "uint8")
+    minimum = recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025))
     return EngineInfo(
         engine=str(path),
         backend=backend,
@@ -138,24 +156,16 @@ def info_from_metadata(path: Path, metadata: Mapping[str, str], *, backend: str,
         name=metadata.get("gmin.name", path.stem),
         tiling="exact" if metadata.get("gmin.tiling") == "exact" else "approximate",
         receptive_radius=recorded(path, metadata, "gmin.receptive_radius", 64, range(4097)),
-        minimum_size=recorded(path, metadata, "gmin.minimum_size", 16, range(1, 1025)),
+        minimum_size=minimum if accepts is None else min(minimum, *accepts[1]),
         precision=metadata.get("gmin.precision", "unknown"),
+        accepts=accepts,
+        pixels=pixels,
     )
 
 
-def accepted_sizes(
+def _accepted_sizes(
     path: Path, shape: Sequence[object], *, pixels: bool
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """``EngineInfo.accepts`` of a file whose input has this shape, in which whatever is no integer may be any.
-
-    Args:
-        path: the file.
-        shape: (N, 3, H, W), or (N, H, W, 3) of one that takes ``pixels``.
-        pixels: as ``EngineInfo.pixels``.
-
-    Raises:
-        UserError: it has not four dimensions, or takes several pictures at once and no single one.
-    """
     if len(shape) != 4:
         raise UserError(f"{path} is no super-resolution network: its input has not four dimensions.")
     known = [size if isinstance(size, int) else None for size in shape]
@@ -164,7 +174,7 @@ def accepted_sizes(
         raise UserError(f"{path} takes {batch} pictures at once; export it for one, or for any number.")
     if height is None and width is None:
         return None
-    return (height or 1, width or 1), (height or ANY_SIZE, width or ANY_SIZE)
+    return (height or 1, width or 1), (height or _ANY_SIZE, width or _ANY_SIZE)
 
 
 def check_size(info: EngineInfo, height: int, width: int) -> None:

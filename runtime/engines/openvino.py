@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from runtime.engines.contract import (
     Batch,
     EngineInfo,
     Feeds,
-    accepted_sizes,
     check_model_file,
     info_from_metadata,
     recorded,
@@ -92,7 +90,7 @@ class OpenVinoEngine:
         self._told = False
         self.path = path
         self._takes_pixels = compiled.input(0).element_type.get_type_name() == "u8"
-        metadata = _metadata(model)
+        metadata, shape = _metadata(model), compiled.input(0).partial_shape
         self.info = info_from_metadata(
             path,
             metadata,
@@ -101,14 +99,7 @@ class OpenVinoEngine:
             scale=recorded(path, metadata, "gmin.scale", 1, range(1, 17))
             if "gmin.scale" in metadata
             else self._probe(compiled),
-        )
-        shape = compiled.input(0).partial_shape
-        sizes = [] if shape.rank.is_dynamic else [None if n.is_dynamic else n.get_length() for n in shape]
-        accepts = accepted_sizes(path, sizes, pixels=self._takes_pixels)
-        self.info = replace(
-            self.info,
-            accepts=accepts,
-            minimum_size=min(self.info.minimum_size, *accepts[1]) if accepts else self.info.minimum_size,
+            shape=[] if shape.rank.is_dynamic else [None if n.is_dynamic else n.get_length() for n in shape],
             pixels="uint8" if self._takes_pixels else "float",
         )
 

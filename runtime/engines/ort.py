@@ -16,7 +16,6 @@ from runtime.engines.contract import (
     Batch,
     EngineInfo,
     Feeds,
-    accepted_sizes,
     check_model_file,
     info_from_metadata,
     recorded,
@@ -116,16 +115,11 @@ class OrtEngine:
             scale=recorded(path, metadata, "gmin.scale", 1, range(1, 17))
             if "gmin.scale" in metadata
             else self._probe(),
-        )
-        fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
-        accepts = accepted_sizes(path, self._input.shape, pixels=self._takes_pixels)
-        self.info = replace(
-            info,
-            accepts=accepts,
-            minimum_size=min(info.minimum_size, *accepts[1]) if accepts else info.minimum_size,
-            fallback=fallback,
+            shape=self._input.shape,
             pixels="uint8" if self._takes_pixels else "float",
         )
+        fallback = None if used == missed else f"{missed} did not start, {used} runs: see the messages of ONNX Runtime"
+        self.info = replace(info, fallback=fallback)
 
     def infer(self, batch: Batch) -> Batch:
         """(N, 3, H, W) to (N, 3, scale·H, scale·W), unclamped."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from quantize.equalization import channel_reach, equalize, junctions
 from quantize.patches import Patches
@@ -14,6 +14,16 @@ def copy_of(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def enlarging(nodes: list[NodeProto], weights: dict[str, np.ndarray]) -> ModelProto:
+    ends = [
+        helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"]),
+        helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "sh", "sw"]),
+    ]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "enlarging", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def test_junctions_are_tensors_between_convolutions(tiny: ModelProto) -> None:
@@ -38,13 +48,7 @@ def joined() -> ModelProto:
         helper.make_node("Conv", ["all", "last"], ["wide"], "last"),
         helper.make_node("DepthToSpace", ["wide"], ["output"], "shuffle", blocksize=4, mode="CRD"),
     ]
-    ends = [
-        helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"]),
-        helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "sh", "sw"]),
-    ]
-    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "joined", ends[:1], ends[1:], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return enlarging(nodes, weights)
 
 
 def test_parts_of_a_concatenation_are_scaled_in_their_readers_too(joined: ModelProto, few: Patches) -> None:
@@ -79,13 +83,7 @@ def test_a_map_of_one_channel_multiplied_into_many_is_left_alone(few: Patches) -
         helper.make_node("Conv", ["both", "last"], ["wide"], "last"),
         helper.make_node("DepthToSpace", ["wide"], ["output"], "shuffle", blocksize=4, mode="CRD"),
     ]
-    ends = [
-        helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "h", "w"]),
-        helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3, "sh", "sw"]),
-    ]
-    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "gated", ends[:1], ends[1:], constants)
-    gated = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    gated = enlarging(nodes, weights)
     changed = copy_of(gated)
     equalize(changed, few.batches())
     batch = next(few.batches())
