@@ -51,21 +51,24 @@ def test_help_is_fast_and_needs_nothing_heavy(script: str, tmp_path: Path) -> No
         "safetensors",
     ):
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked by the test')")
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, ROOT / script, "--help"],
-            env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        after = os.times()  # processor time of the child: a busy machine must not fail the test
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert done.returncode == 0, done.stderr
-        assert "--help" in done.stdout
-    assert min(seconds) < 0.5  # 0.34 on the slowest processor at hand
+    empty = tmp_path / "empty_script.py"
+    empty.write_text("import typer\napp = typer.Typer()\napp.command()(lambda: None)\napp()\n")
+    seconds = min(help_seconds(ROOT / script, tmp_path) for _ in range(3))
+    # 1.3 times an empty command's, 0.34 s on a quiet machine; on a busy one both take longer, and are compared
+    assert seconds < 0.5 or seconds < 2 * min(help_seconds(empty, tmp_path) for _ in range(3))
+
+
+def help_seconds(script: Path, blocked: Path) -> float:
+    """Processor time of ``--help``; modules in the folder ``blocked`` stand before those that are installed."""
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, script, "--help"], env={"PYTHONPATH": str(blocked), "PATH": "/usr/bin"}, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    after = os.times()
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def imports(path: Path) -> set[str]:
