@@ -67,11 +67,13 @@ class TrainingOptions:
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what gets scored and shipped."""
 
+    loss: Literal["l1", "rmse"] = "l1"
+    """l1: mean absolute error, the papers'; rmse: root mean square error of each crop, nearer to what PSNR measures."""
     teacher: str | None = None
     """Registered network, or engine such as ``openvino:lkdn_x4.onnx`` (on a CPU ten times as fast), whose outputs on
     whole training images are extra targets."""
     teacher_share: float = 0.7
-    """Share of the L1 distance to the teacher's output; the rest is the L1 distance to the HR image."""
+    """Share of the distance to the teacher's output; the rest is the distance to the HR image."""
 
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"

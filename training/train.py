@@ -78,7 +78,7 @@ def main(
     """Train a super-resolution network, alone or under torchrun.
 
     Every option of training/options.py can stand in the TOML file; exclude, patterns, weight_decay, clip_norm,
-    initialization, final_rate, channels_last, bounds, gpu_kernels and gpu_graph only there.
+    initialization, final_rate, loss, channels_last, bounds, gpu_kernels and gpu_graph only there.
     """
     apart = {"config", "max_steps", "finish_in", "compile_", "json_target", "quiet", "apart"}
     named = {name: value for name, value in locals().items() if name not in apart}

@@ -20,7 +20,7 @@ from model.checkpoint import load_checkpoint, read_state, save_checkpoint
 from model.gmin import Gmin
 from runtime.errors import UserError
 from training.log import Log, read_log
-from training.loop import load_fitting, train
+from training.loop import load_fitting, rmse, train
 from training.options import TrainingOptions
 from training.samples import TrainingImage
 
@@ -157,6 +157,39 @@ def test_a_teacher_pulls_the_result_towards_its_targets(tmp_path: Path) -> None:
         trained = load_checkpoint(network(), tmp_path / str(share) / "ema.safetensors")
         outputs.append(float(trained(torch.full((1, 3, 8, 8), 0.6)).detach().mean()))
     assert outputs[1] < outputs[0] - 0.1
+
+
+def test_rmse_is_the_mean_of_each_images_root_and_has_a_gradient_everywhere() -> None:
+    target = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = torch.stack((target[0] + 0.1, target[1] - 0.3)).requires_grad_()
+    assert rmse(result, target).item() == pytest.approx(0.2, abs=1e-5)
+    exact = target.clone().requires_grad_()
+    rmse(exact, target).backward()
+    assert exact.grad is not None
+    assert torch.count_nonzero(exact.grad) == 0
+
+
+def test_rmse_ends_nearer_by_its_own_measure_than_l1(tmp_path: Path) -> None:
+    """Nine pixels of ten are black and one is white, whatever the LR pixel: the median is black, the mean is grey."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.level.expand(x.shape[0], 3, 2 * x.shape[2], 2 * x.shape[3])
+
+    hr = np.zeros((40, 40, 3), np.uint8)
+    hr[::2, ::5] = 255  # one pixel of ten
+    image = TrainingImage(Path("dots"), hr, downscale(hr, 2))
+    levels = {}
+    for loss in ("l1", "rmse"):
+        chosen = options(tmp_path / loss, loss=loss, steps=200, learning_rate=1e-2, patch=20, validate_every=1000)
+        train(Constant(), chosen, [image], [], scale=2)
+        levels[loss] = read_state(tmp_path / loss / "ema.safetensors")["level"].item()
+    assert levels["l1"] == pytest.approx(0, abs=0.03)
+    assert levels["rmse"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_wrapped_network_goes_through(tmp_path: Path) -> None:
