@@ -93,6 +93,17 @@ def multiplies_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(_features(_cpuinfo())))
 
 
+def withheld_avx512() -> str | None:
+    """The value of ``ONEDNN_MAX_CPU_ISA`` by which the user keeps libraries from this processor's AVX-512; else None.
+
+    Only Linux tells what the processor has; elsewhere None.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    if limit.upper().startswith(("SSE41", "AVX2")) or limit.upper() == "AVX":
+        return limit if "avx512f" in _features(_cpuinfo()) else None
+    return None
+
+
 @dataclass(frozen=True)
 class ProcessorTime:
     """Seconds of processor time since the start: of this process, of all, and those that the hypervisor kept."""

@@ -20,6 +20,7 @@ from runtime.engines.contract import (
     through_pixels,
 )
 from runtime.engines.openvino_check import check_eight_bits
+from runtime.environment import withheld_avx512
 from runtime.errors import UserError
 from runtime.ir_check import check_ir
 
@@ -47,8 +48,8 @@ class OpenVinoEngine:
                 processor, and so would the result: ours is "f32" everywhere.
 
         Raises:
-            UserError: the file is no super-resolution network, the device is not one that OpenVINO drives here, or the
-                file is quantized in a way that OpenVINO computes wrongly on this processor.
+            UserError: the file is no super-resolution network, the device is not one that OpenVINO drives here, the
+                file is quantized in a way that OpenVINO computes wrongly on this processor, or its bf16 would crash.
         """
         try:
             import openvino
@@ -59,6 +60,11 @@ class OpenVinoEngine:
         check_model_file(path, ".onnx", ".xml")
         checked = check_ir(path) if path.suffix.lower() == ".xml" else None
         precision = precision or "f32"
+        if precision == "bf16" and (limit := withheld_avx512()) is not None:
+            raise UserError(
+                f"OpenVINO's bf16 ends the process where ONEDNN_MAX_CPU_ISA={limit} withholds AVX-512: unset it, "
+                "or use openvino:."
+            )
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
