@@ -94,13 +94,14 @@ def multiplies_bfloat16() -> bool:
 
 
 def withheld_avx512() -> str | None:
-    """The value of ``ONEDNN_MAX_CPU_ISA`` by which the user keeps libraries from this processor's AVX-512; else None.
+    """The setting, ``NAME=VALUE``, that keeps oneDNN from this processor's AVX-512; None where there is none.
 
     Only Linux tells what the processor has; elsewhere None.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    if limit.upper().startswith(("SSE41", "AVX2")) or limit.upper() == "AVX":
-        return limit if "avx512f" in _features(_cpuinfo()) else None
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):  # the second is the older name
+        limit = os.environ.get(name, "").upper()
+        if limit in ("SSE41", "AVX") or limit.startswith("AVX2"):
+            return f"{name}={limit}" if "avx512f" in _features(_cpuinfo()) else None
     return None
 
 

@@ -40,7 +40,7 @@ COLLAPSE_DB = 0.5
 def rmse(result: Tensor, target: Tensor) -> Tensor:
     """Mean over a batch, (N, …), of the root mean square error of each image.
 
-    A quarter of a level of 255 stands under each root, without which an image that is met exactly has no gradient.
+    A quarter of a level of 255 stands under each root; without it an image that is met exactly has no finite gradient.
     """
     squared = (result - target).square().flatten(1).mean(dim=1)
     return (squared + (0.25 / 255) ** 2).sqrt().mean()

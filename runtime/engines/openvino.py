@@ -60,10 +60,9 @@ class OpenVinoEngine:
         check_model_file(path, ".onnx", ".xml")
         checked = check_ir(path) if path.suffix.lower() == ".xml" else None
         precision = precision or "f32"
-        if precision == "bf16" and (limit := withheld_avx512()) is not None:
+        if precision == "bf16" and (setting := withheld_avx512()) is not None:
             raise UserError(
-                f"OpenVINO's bf16 ends the process where ONEDNN_MAX_CPU_ISA={limit} withholds AVX-512: unset it, "
-                "or use openvino:."
+                f"OpenVINO's bf16 ends the process where {setting} withholds AVX-512: unset it, or use openvino:."
             )
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",

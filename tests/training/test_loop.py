@@ -159,7 +159,7 @@ def test_a_teacher_pulls_the_result_towards_its_targets(tmp_path: Path) -> None:
     assert outputs[1] < outputs[0] - 0.1
 
 
-def test_rmse_is_the_mean_of_each_images_root_and_has_a_gradient_everywhere() -> None:
+def test_rmse_is_the_mean_of_each_images_root_and_has_a_finite_gradient_everywhere() -> None:
     target = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     result = torch.stack((target[0] + 0.1, target[1] - 0.3)).requires_grad_()
     assert rmse(result, target).item() == pytest.approx(0.2, abs=1e-5)
